@@ -1,0 +1,1 @@
+"""Orchestra's non-blocking core library: hosts, slots and executions as awaitables."""

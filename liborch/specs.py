@@ -1,0 +1,168 @@
+"""What a person asks for: resources, executions, host profiles. Frozen, validated when made, free of behaviour.
+
+Text is `str`; bytes that are no UTF-8 (arguments, names) are carried as surrogate escapes, as Python does with
+`sys.argv`, and arrive byte for byte. Durations are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from liborch.errors import SpecError
+
+#: Linux's MAX_ARG_STRLEN: one argument or NAME=value longer than this cannot be handed to a program.
+MAX_ARGUMENT_BYTES = 128 * 1024 - 1
+
+Leave = Literal["nothing", "code", "everything"]
+BatchSystem = Literal["none", "slurm", "oar", "pbs", "sge", "lsf", "procedures"]
+
+
+class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Room that one execution takes on a node."""
+
+    #: Cores; None: not asked for, counted as one and not enforced.
+    cpus: int | None = None
+    #: Bytes of memory, a limit; 0: not asked for, not enforced.
+    memory_bytes: int = 0
+    #: Whole GPUs, given by UUID.
+    gpus: int = 0
+    #: Bind to this NUMA node; None: any.
+    numa: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise SpecError(f"cpus must be at least 1, not {self.cpus}")
+        if self.memory_bytes < 0 or self.gpus < 0:
+            raise SpecError("memory and gpus cannot be negative")
+
+    @property
+    def counted_cpus(self) -> int:
+        """Cores as accounted for."""
+        return 1 if self.cpus is None else self.cpus
+
+    def describe(self) -> str:
+        """`2 cores, 4 GiB, 1 GPU`, for messages."""
+        from liborch.quantities import format_size
+
+        parts = [f"{self.counted_cpus} core{'s' if self.counted_cpus > 1 else ''}"]
+        if self.memory_bytes:
+            parts.append(format_size(self.memory_bytes))
+        if self.gpus:
+            parts.append(f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}")
+        if self.numa is not None:
+            parts.append(f"NUMA node {self.numa}")
+        return ", ".join(parts)
+
+
+class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One command to run on a node: code + arguments + place."""
+
+    #: The command and its arguments. A command without a slash is looked up on the host's PATH.
+    argv: tuple[str, ...]
+    #: Added to the node's environment.
+    env: dict[str, str] = {}
+    #: Folder on the host to run in, after variables of the host are substituted; None: the execution's own folder when
+    #: something is sent to it, else the home folder.
+    folder: str | None = None
+    #: Commands run by one bash instead of argv (a profile's `execution`); argv is then in RUNAWAY_ARGUMENTS.
+    procedure: tuple[str, ...] = ()
+    resources: Resources = Resources()
+    #: Killed after so many seconds on the node's monotonic clock; None: no limit.
+    walltime_s: float | None = None
+    #: Between TERM and KILL, when cancelled or out of time.
+    grace_s: float = 10.0
+    #: Further attempts allowed after the first, for the reasons in `retry_on`.
+    retries: int = 0
+    #: Reasons (see `liborch.core.verdict`), or "exit:N".
+    retry_on: tuple[str, ...] = ("lost",)
+    #: Higher goes first.
+    priority: int = 0
+    #: Run on a pseudo-terminal of (columns, rows).
+    tty: tuple[int, int] | None = None
+    #: Let processes that outlive the main one go on.
+    keep_survivors: bool = False
+    #: What `ps` shows.
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.argv and not self.procedure:
+            raise SpecError("an execution needs a command")
+        for word in (*self.argv, *(f"{k}={v}" for k, v in self.env.items())):
+            if "\0" in word:
+                raise SpecError(f"{word[:60]!r} holds a NUL byte: no program can be given one")
+            if len(word) * 4 > MAX_ARGUMENT_BYTES and len(word.encode(errors="surrogateescape")) > MAX_ARGUMENT_BYTES:
+                raise SpecError(
+                    f"{word[:40]!r}... is {len(word)} characters long; the most a program can be given is "
+                    f"{MAX_ARGUMENT_BYTES} bytes each: send it as a file"
+                )
+        for name in self.env:
+            if not name or "=" in name:
+                raise SpecError(f"{name!r} is no name of a variable")
+        if self.walltime_s is not None and self.walltime_s <= 0:
+            raise SpecError(f"walltime must be positive, not {self.walltime_s}")
+        if self.grace_s < 0 or self.retries < 0:
+            raise SpecError("grace and retries cannot be negative")
+
+
+class SlotSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a node is cut into slots. With nothing set: one slot per core, as the node itself counts them."""
+
+    #: Slots per node.
+    count: int | None = None
+    #: Cores, GPUs and memory of each slot.
+    cpus: int | None = None
+    gpus: int | None = None
+    memory_bytes: int | None = None
+
+
+class NodeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One node of a host without a batch system."""
+
+    #: SSH alias, user@name:port, or `local`.
+    ssh: str
+    slots: SlotSpec | None = None
+
+
+class AllocationSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to ask a batch system for."""
+
+    nodes: int = 1
+    walltime_s: float | None = None
+    #: Allocations at a time, queued or active.
+    most: int = 1
+    #: Passed on to the batch system's submit command.
+    options: tuple[str, ...] = ()
+
+
+class Procedures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The 2020 runaway's shell procedures; each a list of bash commands run in one shell."""
+
+    start_allocation: tuple[str, ...] = ()
+    cancel_allocation: tuple[str, ...] = ()
+    get_node_handles: tuple[str, ...] = ()
+    node_proxycommand: str = ""
+    #: After it slots of the allocation are no longer issued.
+    allocation_duration_s: float | None = None
+
+
+class HostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A host as a person describes it in a profile, or as derived from an alias."""
+
+    name: str
+    #: How to reach the frontend; "local": this machine.
+    ssh: str
+    #: Where execution folders go (RUNAWAY_PATH); variables are expanded on the host.
+    directory: str = "$HOME/orchestra"
+    batch_system: BatchSystem = "none"
+    allocation: AllocationSpec | None = None
+    slots: SlotSpec = SlotSpec()
+    connect: Literal["ssh", "batch_system"] = "ssh"
+    #: Commands around each execution; empty: the script is run directly.
+    execution: tuple[str, ...] = ()
+    #: Nodes of a host without a batch system; empty: the frontend itself.
+    nodes: tuple[NodeSpec, ...] = ()
+    procedures: Procedures | None = None
+    #: File the profile came from, "" when derived from an alias.
+    source: str = ""
