@@ -1,0 +1,53 @@
+"""pytest fixtures of the lab: `lab` (three hosts for the whole session) and `make_lab` (fresh ones for a test).
+
+Where a lab cannot be built the test is skipped with the reason; with CI or ORCHESTRA_LAB=require in the environment it
+fails instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab.hosts import Lab, unavailable
+
+
+@functools.cache
+def _reason() -> str | None:
+    return unavailable()
+
+
+def _need_lab() -> None:
+    reason = _reason()
+    if reason is None:
+        return
+    if os.environ.get("CI") or os.environ.get("ORCHESTRA_LAB") == "require":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Three hosts shared by the session's tests. Leave them as you found them."""
+    _need_lab()
+    with Lab(count=3) as built:
+        yield built
+
+
+@pytest.fixture
+def make_lab() -> Iterator[Callable[..., Lab]]:
+    """`make_lab(count, **sshd_options)` builds hosts that live until the test ends."""
+    _need_lab()
+    built: list[Lab] = []
+
+    def make(count: int = 1, **sshd_options: object) -> Lab:
+        new = Lab(count, **sshd_options)
+        built.append(new)
+        return new.start()
+
+    yield make
+    for each in built:
+        each.stop()
