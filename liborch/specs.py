@@ -151,7 +151,7 @@ class HostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A host as a person describes it in a profile, or as derived from an alias."""
 
     name: str
-    #: How to reach the frontend; "local": this machine.
+    #: How to reach the frontend; "local": this machine. A profile with `nodes` and no frontend has its first node here.
     ssh: str
     #: Where execution folders go (RUNAWAY_PATH); variables are expanded on the host.
     directory: str = "$HOME/orchestra"
