@@ -18,6 +18,7 @@
     |   +-- AuthenticationRefused   the host said no
     |   +-- AgentError              the agent could not be started or broke the protocol
     |   +-- TransferError           a file could not be sent, fetched or verified
+    |   +-- ProcedureError          a shell procedure of a profile failed, or did not set what it must
     |   +-- StorageError            disk full, read-only, permission denied: path and errno
     |   +-- ExecutionLost           an execution's verdict cannot be known any more
     |   `-- JournalError            the journal is damaged, foreign, or newer than this program
@@ -204,6 +205,20 @@ class TransferError(WorldError):
         self.refused = tuple(refused)
         self.retriable = retriable
         super().__init__(f"{path}: {why}" if path else why)
+
+
+class ProcedureError(WorldError):
+    """A shell procedure of a profile failed, or did not set what it must. `code` is its exit code, None if that was 0."""
+
+    retriable = False
+
+    def __init__(self, procedure: str, why: str, expected: str = "", *, code: int | None = None) -> None:
+        self.procedure = procedure
+        self.why = why
+        self.expected = expected
+        self.code = code
+        text = f"{procedure or 'procedure'}: {why}"
+        super().__init__(f"{text}; expected {expected}" if expected else text)
 
 
 class StorageError(WorldError):
