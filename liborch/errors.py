@@ -77,7 +77,9 @@ class TooLarge(SpecError):
 class ProfileError(YourTurn):
     """A host profile that cannot be used: where, what was found, what was expected."""
 
-    def __init__(self, file: str, line: int | None, key: str | None, problem: str, expected: str = "") -> None:
+    def __init__(
+        self, file: str, line: int | None, key: str | None, problem: str, expected: str = ""
+    ) -> None:
         self.file = file
         self.line = line
         self.key = key
@@ -123,7 +125,17 @@ class Conflict(YourTurn):
 class HostUnreachable(WorldError):
     """A host did not answer, refused, hung up, or its name does not resolve."""
 
-    def __init__(self, host: str, address: str, why: str, *, attempt: int = 1, attempts: int = 1, next_s: float | None = None, retriable: bool = True) -> None:
+    def __init__(
+        self,
+        host: str,
+        address: str,
+        why: str,
+        *,
+        attempt: int = 1,
+        attempts: int = 1,
+        next_s: float | None = None,
+        retriable: bool = True,
+    ) -> None:
         self.host = host
         self.address = address
         self.why = why
@@ -160,7 +172,9 @@ class HostKeyChanged(WorldError):
 
     retriable = False
 
-    def __init__(self, host: str, address: str, fingerprint: str, recorded: str, file: str, line: int) -> None:
+    def __init__(
+        self, host: str, address: str, fingerprint: str, recorded: str, file: str, line: int
+    ) -> None:
         self.host = host
         self.address = address
         self.fingerprint = fingerprint
@@ -182,7 +196,9 @@ class AuthenticationRefused(WorldError):
         self.host = host
         self.address = address
         self.user = user
-        super().__init__(f"{host} ({address}) refused the login of {user}: {why}; try `ssh {host}` to see why")
+        super().__init__(
+            f"{host} ({address}) refused the login of {user}: {why}; try `ssh {host}` to see why"
+        )
 
 
 class AgentError(WorldError):
@@ -199,7 +215,9 @@ class AgentError(WorldError):
 class TransferError(WorldError):
     """A file could not be sent, fetched or verified. `refused` names entries not accepted from a node."""
 
-    def __init__(self, why: str, *, path: str = "", refused: Sequence[str] = (), retriable: bool = False) -> None:
+    def __init__(
+        self, why: str, *, path: str = "", refused: Sequence[str] = (), retriable: bool = False
+    ) -> None:
         self.path = path
         self.why = why
         self.refused = tuple(refused)

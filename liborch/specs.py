@@ -92,7 +92,10 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for word in (*self.argv, *(f"{k}={v}" for k, v in self.env.items())):
             if "\0" in word:
                 raise SpecError(f"{word[:60]!r} holds a NUL byte: no program can be given one")
-            if len(word) * 4 > MAX_ARGUMENT_BYTES and len(word.encode(errors="surrogateescape")) > MAX_ARGUMENT_BYTES:
+            if (
+                len(word) * 4 > MAX_ARGUMENT_BYTES
+                and len(word.encode(errors="surrogateescape")) > MAX_ARGUMENT_BYTES
+            ):
                 raise SpecError(
                     f"{word[:40]!r}... is {len(word)} characters long; the most a program can be given is "
                     f"{MAX_ARGUMENT_BYTES} bytes each: send it as a file"

@@ -77,7 +77,9 @@ class Decoder:
             if end > size:
                 break
             middle = at + HEADER.size + head_size
-            frames.append((stream, bytes(buffer[at + HEADER.size : middle]), bytes(buffer[middle:end]), end - at))
+            frames.append(
+                (stream, bytes(buffer[at + HEADER.size : middle]), bytes(buffer[middle:end]), end - at)
+            )
             at = end
         if at:
             del buffer[:at]

@@ -1,0 +1,189 @@
+"""Where executions' stdout and stderr go: files, so that nothing depends on anybody reading.
+
+Each slot has one pair of files that is used again and again while outputs are small (no inode per execution): a small
+output travels inside the verdict and the file is emptied. A large one, or one that somebody follows, makes the files the
+execution's own (`<id>.<attempt>.out`, `.err`) until the client has them.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+import termios
+
+#: Output up to so many bytes per stream travels in the verdict itself.
+INLINE_BYTES = 8 << 10
+#: A procedure's outcome (variables) larger than this is not read.
+MAX_OUTCOME_BYTES = 4 << 20
+
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+
+
+def open_terminal(columns, rows):
+    """Make a pseudo-terminal; return (its master, the path of its slave)."""
+    master, slave = os.openpty()
+    try:
+        path = os.ttyname(slave)
+        resize_terminal(master, columns, rows)
+    finally:
+        os.close(slave)
+    return master, path
+
+
+def resize_terminal(master, columns, rows):
+    """Tell the programs on a pseudo-terminal its new size."""
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def drain_terminal(master, target):
+    """Move what is left in a pseudo-terminal into the capture file."""
+    if target is None:
+        return
+    os.set_blocking(master, False)
+    while True:
+        try:
+            data = os.read(master, 65536)
+        except OSError:
+            return
+        if not data:
+            return
+        os.write(target, data)
+
+
+class Captures:
+    """The capture files of one node."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.pairs = {}
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def _pair(self, name):
+        out = os.open(self.path(name + ".out"), _FLAGS, 0o600)
+        try:
+            return out, os.open(self.path(name + ".err"), _FLAGS, 0o600)
+        except OSError:
+            os.close(out)
+            raise
+
+    def open(self, slot, key, own):
+        """Return the Capture for an execution about to start. Raises OSError."""
+        if own:
+            return Capture(self, key, None, self._pair(key))
+        pair = self.pairs.pop(slot, None)
+        if pair is None:
+            pair = self._pair("slot-%d" % slot)
+        return Capture(self, key, slot, pair)
+
+    def outcome_path(self, key):
+        return self.path(key + ".outcome")
+
+    def take_outcome(self, key):
+        """Return what a procedure left (latin-1 text), and remove it."""
+        path = self.outcome_path(key)
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_OUTCOME_BYTES)
+            os.unlink(path)
+            return data.decode("latin-1")
+        except OSError:
+            return None
+
+    def remove(self, key):
+        """Delete the files that were an execution's own."""
+        for ending in (".out", ".err", ".outcome"):
+            try:
+                os.unlink(self.path(key + ending))
+            except OSError:
+                pass
+
+    def rescue(self, slot, key, own):
+        """What an execution had written when its keeper died."""
+        names = [key] if own or os.path.exists(self.path(key + ".out")) else ["slot-%d" % slot]
+        try:
+            capture = Capture(self, key, None if names[0] == key else slot, self._pair(names[0]))
+        except OSError:
+            return {}
+        fields = capture.collect()
+        capture.done()
+        return fields
+
+    def sweep(self, known):
+        """At the start: no file of ours may carry over into another execution."""
+        for name in os.listdir(self.folder):
+            base = name.rsplit(".", 1)[0]
+            if base.startswith("slot-") or base not in known:
+                if base.startswith("slot-") and any(
+                    name.startswith("slot-%d." % slot) for slot in self.pairs
+                ):
+                    continue
+                try:
+                    os.unlink(self.path(name))
+                except OSError:
+                    pass
+
+    def disk_is_full(self):
+        try:
+            info = os.statvfs(self.folder)
+        except OSError:
+            return False
+        return info.f_bavail == 0 or (info.f_files > 0 and info.f_favail == 0)
+
+
+class Capture:
+    """The two files of one running execution."""
+
+    def __init__(self, captures, key, slot, pair):
+        self.captures = captures
+        self.key = key
+        self.slot = slot
+        self.out, self.err = pair
+        self.keep_files = False
+
+    def give_up(self):
+        """Make the files the execution's own; return their paths."""
+        if self.slot is not None:
+            for ending in (".out", ".err"):
+                os.rename(
+                    self.captures.path("slot-%d%s" % (self.slot, ending)),
+                    self.captures.path(self.key + ending),
+                )
+            self.slot = None
+        self.keep_files = True
+        return self.captures.path(self.key + ".out"), self.captures.path(self.key + ".err")
+
+    def collect(self):
+        """Return the output part of the verdict: sizes, and the text itself where it is small."""
+        fields = {}
+        sizes = [os.fstat(self.out).st_size, os.fstat(self.err).st_size]
+        large = max(sizes) > INLINE_BYTES
+        if large:
+            self.give_up()
+            fields["files"] = True
+        for name, fd, size in (("out", self.out, sizes[0]), ("err", self.err, sizes[1])):
+            if size:
+                fields[name + "_size"] = size
+                if not large:
+                    fields[name] = os.pread(fd, size, 0).decode("latin-1")
+        self.keep_files = large
+        return fields
+
+    def done(self):
+        """Nobody writes any more: the slot's files are free again, own ones are closed, and removed unless still needed."""
+        if self.slot is not None:
+            try:
+                for fd in (self.out, self.err):
+                    if os.fstat(fd).st_size:
+                        os.ftruncate(fd, 0)
+                if self.slot not in self.captures.pairs:
+                    self.captures.pairs[self.slot] = (self.out, self.err)
+                    return
+            except OSError as error:
+                if error.errno not in (errno.EIO, errno.ENOSPC, errno.EROFS):
+                    raise
+        elif not self.keep_files:
+            self.captures.remove(self.key)
+        os.close(self.out)
+        os.close(self.err)

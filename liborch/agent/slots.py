@@ -1,0 +1,101 @@
+"""The node's room: what there is, what is taken, who waits. Pure bookkeeping; the keeper acts on it."""
+
+import heapq
+from collections import OrderedDict, deque
+
+
+class Room:
+    """Capacity and what is taken of it."""
+
+    def __init__(self, cpus, memory_bytes, gpus):
+        self.cpus = cpus
+        self.memory_bytes = memory_bytes
+        self.gpus = list(gpus)
+        self.used_cpus = 0
+        self.used_memory = 0
+        self.free_gpus = list(gpus)
+        self._freed = []
+        self._next = 0
+
+    def resize(self, cpus, memory_bytes):
+        """Take another capacity (a profile says how a node is cut). What runs goes on."""
+        if cpus:
+            self.cpus = cpus
+        if memory_bytes:
+            self.memory_bytes = memory_bytes
+
+    def could_ever(self, cpus, memory_bytes, gpus):
+        """Whether a request fits the empty node."""
+        return cpus <= self.cpus and memory_bytes <= self.memory_bytes and gpus <= len(self.gpus)
+
+    def fits(self, cpus, memory_bytes, gpus):
+        return (
+            self.used_cpus + cpus <= self.cpus
+            and self.used_memory + memory_bytes <= self.memory_bytes
+            and gpus <= len(self.free_gpus)
+        )
+
+    def take(self, cpus, memory_bytes, gpus):
+        """Return (slot number, GPU ids). The lowest free number, so that capture files are reused."""
+        self.used_cpus += cpus
+        self.used_memory += memory_bytes
+        given, self.free_gpus = self.free_gpus[:gpus], self.free_gpus[gpus:]
+        if self._freed:
+            slot = heapq.heappop(self._freed)
+        else:
+            slot = self._next
+            self._next += 1
+        return slot, given
+
+    def give_back(self, slot, cpus, memory_bytes, gpus):
+        self.used_cpus -= cpus
+        self.used_memory -= memory_bytes
+        self.free_gpus.extend(gpus)
+        heapq.heappush(self._freed, slot)
+
+
+class Queues:
+    """Orders that wait: first come, first served within an owner; owners take turns."""
+
+    def __init__(self):
+        self._owners = OrderedDict()
+        self._keys = {}
+
+    def add(self, owner, key, order):
+        self._owners.setdefault(owner, deque()).append(key)
+        self._keys[key] = order
+
+    def __contains__(self, key):
+        return key in self._keys
+
+    def __len__(self):
+        return len(self._keys)
+
+    def get(self, key):
+        return self._keys.get(key)
+
+    def remove(self, key):
+        """Take an order out, wherever it stands; None when it is not there. Its place in the deque is left to be skipped."""
+        return self._keys.pop(key, None)
+
+    def keys_of(self, owner):
+        return [key for key in self._owners.get(owner, ()) if key in self._keys]
+
+    def owners(self):
+        return list(self._owners)
+
+    def pop_fitting(self, fits):
+        """Return the next order that `fits` accepts, or None: the first of each owner's queue in turn."""
+        for owner in list(self._owners):
+            queue = self._owners[owner]
+            while queue and queue[0] not in self._keys:
+                queue.popleft()
+            if not queue:
+                del self._owners[owner]
+                continue
+            order = self._keys[queue[0]]
+            if fits(order):
+                del self._keys[queue.popleft()]
+                self._owners.move_to_end(owner)
+                return order
+        return None
