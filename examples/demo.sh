@@ -23,12 +23,13 @@ show() {
     eval "$*"
 }
 
-show cd "$stage/pi"
+cd "$stage"
+show cd pi
 show runaway exec local pi.py -- --samples 200000
 show cat result.json
 show head -n 3 convergence.csv
 
-show cd "$stage/training"
+show cd ../training
 show "runaway exec local train.py --time 1m --output-folder 'runs/\$RUNAWAY_ECODE' -- --epochs 30 --lr 0.05"
 show cat runs/0/metrics.json
 

@@ -161,6 +161,11 @@ MAY_TOUCH: dict[str, dict[str, str]] = {
         "clocks": "age of cached hashes, pace of progress",
         "chance": "temporary names nobody can guess",
     },
+    "liborch.transfer.listing": {
+        "files": "reads what goes out",
+        "processes": "`git ls-files`, the only listing that is always right",
+        "environment": "git is started with ours, less what a hook sets for another repository",
+    },
     "liborch.profiles": {"files": "profiles are files"},
     "liborch.profiles.names": {
         "files": "aliases come from the person's ssh configuration and what it includes",
@@ -195,8 +200,8 @@ MAY_TOUCH: dict[str, dict[str, str]] = {
     "liborch.agent.pack": {"files": "reads the agent's own files"},
 }
 
-#: These read the person's ssh configuration, and must see what `ssh` would see.
-AS_SSH_DOES = ("liborch.ssh", "liborch.profiles.names")
+#: These start or stand in for programs that read the environment themselves, and must see what those would see.
+AS_PROGRAMS_DO = ("liborch.ssh", "liborch.profiles.names", "liborch.transfer.listing")
 #: What runs on the node rather than here, and so need not answer to the rule about commands below.
 ON_NODES = ("liborch.agent",)
 
@@ -235,7 +240,7 @@ def test_only_commands_know_the_environment_the_terminal_and_exit_codes() -> Non
         if any(covers(name, part) for name in (*commands, *ON_NODES)):
             continue
         assert {"terminal", "ending"} & set(allowed) == set(), part
-        assert "environment" not in allowed or part in AS_SSH_DOES, part
+        assert "environment" not in allowed or part in AS_PROGRAMS_DO, part
 
 
 def test_the_core_may_touch_nothing() -> None:
