@@ -107,8 +107,8 @@ def _words(line: str) -> list[str]:
 
 def _head(path: Path) -> bytes:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as stream:
+        # Not blocking: opening a fifo for reading would wait for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
             return stream.read(_MOST_BYTES) or b""
     except (OSError, ValueError):
         return b""

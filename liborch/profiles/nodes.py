@@ -115,22 +115,17 @@ def shown(text: str, most: int = 50) -> str:
 def _read(file: str) -> bytes:
     try:
         # Not blocking: opening a fifo for reading would wait for its writer.
-        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ProfileError(file, 1, None, "is no regular file", "a YAML file")
+            if status.st_size > MAX_BYTES:
+                problem = f"the file is too large ({status.st_size:,} bytes)"
+                raise ProfileError(file, 1, None, problem, f"at most {MAX_BYTES:,} bytes")
+            return stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         why = os.strerror(error.errno or errno.EIO) if isinstance(error, OSError) else "not a file name"
         raise ProfileError(file, 1, None, f"cannot be read: {why}", "a file you may read") from error
-    with os.fdopen(handle, "rb") as stream:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise ProfileError(file, 1, None, "is no regular file", "a YAML file")
-        if status.st_size > MAX_BYTES:
-            problem = f"the file is too large ({status.st_size:,} bytes)"
-            raise ProfileError(file, 1, None, problem, f"at most {MAX_BYTES:,} bytes")
-        try:
-            return stream.read(MAX_BYTES + 1)
-        except OSError as error:
-            why = os.strerror(error.errno or errno.EIO)
-            raise ProfileError(file, 1, None, f"cannot be read: {why}", "a file you may read") from error
 
 
 def _decode(file: str, raw: bytes) -> str:
