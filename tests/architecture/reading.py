@@ -156,6 +156,15 @@ class _Reader(ast.NodeVisitor):
         self._add("await", node)
         self.generic_visit(node)
 
+    def visit_Call(self, node: ast.Call) -> None:
+        # Without a seed a generator begins with the machine's own chance.
+        written = ast.unparse(node.func)
+        first, *_, last = written.split(".") * 2
+        stands_for = self._aliases.get(first, "")
+        if covers("random", stands_for) and last == "Random" and not node.args and not node.keywords:
+            self._add("random.Random.unseeded", node)
+        self.generic_visit(node)
+
     def visit_Name(self, node: ast.Name) -> None:
         if node.id in self._aliases:
             self._add(self._aliases[node.id], node)
