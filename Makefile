@@ -16,7 +16,7 @@ PACKAGES := liborch runaway expegit parasearch
 # For more words to pytest: make test ARGS='-k slots -x'
 ARGS ?=
 
-.PHONY: help demo test soak bench lab lint clean install packages
+.PHONY: help demo test soak bench lab lint lint-style lint-format lint-types clean install packages
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,9 +48,16 @@ bench: $(STAMP) packages
 lab: $(STAMP) packages
 	@$(PYTHON) -m tests.lab
 
-lint: $(STAMP)
+# Three, so that `make -k lint` tells everything at once.
+lint: lint-style lint-format lint-types
+
+lint-style: $(STAMP)
 	$(PYTHON) -m ruff check .
+
+lint-format: $(STAMP)
 	$(PYTHON) -m ruff format --check .
+
+lint-types: $(STAMP)
 	$(PYTHON) -m mypy --strict $(addprefix --package=,$(PACKAGES))
 
 clean:
