@@ -1,0 +1,201 @@
+"""What happened: the core's input. Frozen, small, and written to the journal as they are.
+
+`x` is the id of an execution or of a slot request, `node` the name of a node. Times come beside the event, as `now`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
+    """Base of all events."""
+
+
+class NodeAdded(Event, frozen=True):
+    """A node may be used. Its link is opened when there is something for it."""
+
+    node: str
+    host: str
+
+
+class LinkOpened(Event, frozen=True):
+    """The node's agent answered, and told what it holds for us."""
+
+    node: str
+    #: Names the contents of the agent's state folder: a new one means that what was there is gone.
+    state_id: str
+    cpus: int
+    memory_bytes: int
+    gpus: int
+    #: (id, attempt, state) of every order of ours the agent has not ended.
+    holding: tuple[tuple[str, int, str], ...] = ()
+
+
+class LinkLost(Event, frozen=True):
+    """The link could not be opened or is torn; trying again is sensible."""
+
+    node: str
+    why: str
+
+
+class LinkRefused(Event, frozen=True):
+    """The link cannot be opened until a person does something."""
+
+    node: str
+    why: str
+
+
+class NodeLost(Event, frozen=True):
+    """The node is given up."""
+
+    node: str
+    why: str
+
+
+class Restarted(Event, frozen=True):
+    """A new client took over: no link is open."""
+
+
+class Submitted(Event, frozen=True):
+    """Somebody wants an execution."""
+
+    x: str
+    batch: str = ""
+    cpus: int = 1
+    memory_bytes: int = 0
+    gpus: int = 0
+    priority: int = 0
+    walltime_s: float | None = None
+    retries: int = 0
+    #: Reasons for another attempt, or "exit:N".
+    retry_on: tuple[str, ...] = ()
+    #: Files go to the node first / come back afterwards.
+    staged: bool = False
+    collected: bool = False
+    #: Only on these nodes; empty: on any.
+    nodes: tuple[str, ...] = ()
+    #: Runs inside the room of this slot request.
+    lease: str = ""
+    #: Is a slot request: nothing to run, room to hold.
+    is_slot: bool = False
+
+
+class SlotAbandoned(Event, frozen=True):
+    """A slot request is over: done with, cancelled in the queue, or cancelled just after the grant."""
+
+    x: str
+
+
+class CancelAsked(Event, frozen=True):
+    """Somebody wants an execution to end."""
+
+    x: str
+
+
+class PauseAsked(Event, frozen=True):
+    """Stop its processes."""
+
+    x: str
+
+
+class ResumeAsked(Event, frozen=True):
+    """Let them go on."""
+
+    x: str
+
+
+class Staged(Event, frozen=True):
+    """Its files are on the node."""
+
+    x: str
+    node: str
+
+
+class StageFailed(Event, frozen=True):
+    """They cannot be brought there."""
+
+    x: str
+    why: str
+
+
+class Started(Event, frozen=True):
+    """The agent started it; for a slot request: the room is held."""
+
+    x: str
+    attempt: int
+
+
+class Paused(Event, frozen=True):
+    """Its processes are stopped."""
+
+    x: str
+    attempt: int
+
+
+class Continued(Event, frozen=True):
+    """Its processes go on."""
+
+    x: str
+    attempt: int
+
+
+class Ended(Event, frozen=True):
+    """The agent's verdict; for a slot request: the room is free again."""
+
+    x: str
+    attempt: int
+    #: See `verdict.py`.
+    reason: str
+    code: int | None = None
+
+
+class Recalled(Event, frozen=True):
+    """The agent gave an order back that had not started."""
+
+    x: str
+    attempt: int
+
+
+class Refused(Event, frozen=True):
+    """The agent will not run this order."""
+
+    x: str
+    attempt: int
+    why: str
+
+
+class Collected(Event, frozen=True):
+    """Its results are here (or its person does without them: `why`)."""
+
+    x: str
+    why: str = ""
+
+
+class Tick(Event, frozen=True):
+    """Time passed: `next_deadline` was reached."""
+
+
+AnyEvent = (
+    NodeAdded
+    | LinkOpened
+    | LinkLost
+    | LinkRefused
+    | NodeLost
+    | Restarted
+    | Submitted
+    | SlotAbandoned
+    | CancelAsked
+    | PauseAsked
+    | ResumeAsked
+    | Staged
+    | StageFailed
+    | Started
+    | Paused
+    | Continued
+    | Ended
+    | Recalled
+    | Refused
+    | Collected
+    | Tick
+)

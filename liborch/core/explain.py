@@ -1,0 +1,95 @@
+"""Why an execution is not further than it is, in a person's words. Reads the machine, changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from liborch.quantities import format_duration
+
+if TYPE_CHECKING:
+    from liborch.core.machine import Item, Node, Orchestration
+
+
+def explain(machine: Orchestration, x: str) -> list[str]:
+    """One line per condition, the most telling first; empty when `x` is not live here."""
+    item = machine.items.get(x)
+    if item is None:
+        return []
+    if item.state == "WAITING":
+        return _waiting(machine, item)
+    node = item.node
+    assert node is not None
+    lines = {
+        "STAGING": [f"its files are being sent to {node.name}"],
+        "PLACED": [_placed(item, node)],
+        "RUNNING": [f"it runs on {node.name}"],
+        "PAUSED": [f"it is paused on {node.name}"],
+        "COLLECTING": [f"it ended on {node.name}; its results are being fetched"],
+    }[item.state]
+    if item.cancelling:
+        lines.append("it was asked to end")
+    if node.link != "OPEN":
+        lines.append(_unreachable(machine, node))
+    return lines
+
+
+def _placed(item: Item, node: Node) -> str:
+    if item.x in node.ahead:
+        before = list(node.ahead).index(item.x)
+        return f"it is in the queue of {node.name}, where every slot is taken; {before} of ours are before it"
+    return f"{node.name} was told to start it"
+
+
+def _waiting(machine: Orchestration, item: Item) -> list[str]:
+    lines: list[str] = []
+    if not machine.nodes:
+        return ["there is no node yet"]
+    before = sum(
+        1
+        for other in machine.items.values()
+        if other.state == "WAITING" and (-other.priority, other.order) < (-item.priority, item.order)
+    )
+    if before:
+        lines.append(f"{before} wait before it")
+    for node in machine.nodes.values():
+        if item.nodes and node.name not in item.nodes:
+            lines.append(f"{node.name}: not among the nodes asked for")
+        elif node.state == "LOST":
+            lines.append(f"{node.name}: lost: {node.why}")
+        elif node.link != "OPEN":
+            lines.append(_unreachable(machine, node))
+        elif not node.could_ever(item):
+            lines.append(
+                f"{node.name}: has {node.cpus} cores, {node.gpus} GPUs in all; asked: {_asked(item)}"
+            )
+        elif not node.fits(item):
+            lines.append(f"{node.name}: {node.free_cpus} of {node.cpus} cores free; asked: {_asked(item)}")
+        elif (
+            machine._reserved is not None
+            and machine._reserved[1] is node
+            and machine._reserved[0] is not item
+        ):
+            lines.append(f"{node.name}: kept for {machine._reserved[0].x}, which is before it")
+    return lines or ["it is about to be placed"]
+
+
+def _asked(item: Item) -> str:
+    from liborch.core.machine import _describe
+
+    return _describe(item.cpus, item.memory_bytes, item.gpus)
+
+
+def _unreachable(machine: Orchestration, node: Node) -> str:
+    since = format_duration(max(0.0, machine._now - node.since))
+    if node.link == "CONNECTING":
+        return f"{node.name}: being connected to, for {since}"
+    if node.link == "CLOSED":
+        return f"{node.name}: not connected"
+    if node.link == "REFUSED":
+        return f"{node.name}: cannot be used: {node.why}"
+    again = (
+        ""
+        if node.retry_at is None
+        else f"; next try in {format_duration(max(0.0, node.retry_at - machine._now))}"
+    )
+    return f"{node.name}: unreachable for {since}: {node.why}{again}"

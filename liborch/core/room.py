@@ -1,0 +1,79 @@
+"""Which node fits a request best, in O(log n), for any number of nodes.
+
+Nodes lie in levels by free GPUs and free cores; a bit mask per GPU level tells which core levels are not empty, and
+within a level nodes are sorted by free memory. Best fit: the fewest spare GPUs, then cores, then memory. Levels are
+bounded by the size of a node, not by the number of nodes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+
+class Index:
+    """The nodes with anything free."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, int] = {}
+        self._levels: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._where: dict[int, tuple[int, int, int]] = {}
+
+    def put(self, node: int, cpus: int, memory_bytes: int, gpus: int) -> None:
+        """State what is free on a node; nothing free takes it out."""
+        old = self._where.get(node)
+        if old is not None:
+            if old == (gpus, cpus, memory_bytes):
+                return
+            self._take_out(node, old)
+        if cpus <= 0:
+            self._where.pop(node, None)
+            return
+        self._where[node] = (gpus, cpus, memory_bytes)
+        key = (gpus, cpus)
+        level = self._levels.get(key)
+        if level is None:
+            level = self._levels[key] = []
+        if not level:
+            self._masks[gpus] = self._masks.get(gpus, 0) | (1 << cpus)
+        insort(level, (memory_bytes, node))
+
+    def remove(self, node: int) -> None:
+        """The node is out of use."""
+        old = self._where.pop(node, None)
+        if old is not None:
+            self._take_out(node, old)
+
+    def _take_out(self, node: int, old: tuple[int, int, int]) -> None:
+        gpus, cpus, memory_bytes = old
+        level = self._levels[gpus, cpus]
+        del level[bisect_left(level, (memory_bytes, node))]
+        if not level:
+            self._masks[gpus] &= ~(1 << cpus)
+
+    def free_cpus(self) -> int:
+        """Free cores on all nodes; counts them, so not for the hot path."""
+        return sum(cpus for _gpus, cpus, _memory in self._where.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._where)
+
+    def best(self, cpus: int, memory_bytes: int, gpus: int, skip: int = -1) -> int:
+        """Return the node that fits best, or -1. `skip` is a node kept for somebody else."""
+        levels = self._masks
+        for spare_gpus in sorted(levels) if len(levels) > 1 else levels:
+            if spare_gpus < gpus:
+                continue
+            mask = levels[spare_gpus] >> cpus
+            spare = cpus
+            while mask:
+                step = (mask & -mask).bit_length() - 1
+                spare += step
+                level = self._levels[spare_gpus, spare]
+                at = bisect_left(level, (memory_bytes, -1)) if memory_bytes else 0
+                while at < len(level):
+                    if level[at][1] != skip:
+                        return level[at][1]
+                    at += 1
+                mask >>= step + 1
+                spare += 1
+        return -1
