@@ -35,6 +35,13 @@ MAX_NODES = 100_000
 MAX_DEPTH = 32
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: What usually mends an error of libyaml's.
+_HINTS = {
+    "mapping values are not allowed": "quotes around text that holds `: `, and each key on a line of its own",
+    "cannot start any token": "quotes around a word that begins with this character",
+    "unexpected end of stream": "a closing quote or bracket before the end of the file",
+    "did not find expected ','": "a comma or a closing bracket before this line",
+}
 _NULLS = ("", "~", "null", "Null", "NULL")
 
 
@@ -152,7 +159,10 @@ def _syntax_error(file: str, text: str, error: yaml.MarkedYAMLError) -> ProfileE
     what = error.problem or "cannot be understood"
     if error.context:
         what = f"{error.context}: {what}"
-    return ProfileError(file, line, None, f"is not YAML: {what}", "see the line, and the one before it")
+    expected = next(
+        (hint for said, hint in _HINTS.items() if said in what), "valid YAML here and in the lines before"
+    )
+    return ProfileError(file, line, None, f"is not YAML: {what}", expected)
 
 
 @dataclass(slots=True)
