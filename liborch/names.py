@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 from liborch.errors import UnknownName
@@ -13,6 +12,8 @@ SHOWN = 4
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """Return the names most like `name`, best first: case counts little, a missing or swapped letter too."""
+    import difflib  # only mistakes need it
+
     folded: dict[str, str] = {}
     for candidate in known:
         folded.setdefault(candidate.casefold(), candidate)

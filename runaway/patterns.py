@@ -19,13 +19,12 @@ digest so that different ones stay different.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from liborch.errors import PatternError
+from liborch.names import nearest
 
 #: Set by us, known before the execution.
 BEFORE = (
@@ -198,7 +197,7 @@ def _hint(name: str, known: tuple[str, ...], environment: Mapping[str, str]) -> 
         return (
             f"if you mean {inside} and then {name[len(inside) :]!r}, write ${{{inside}}}{name[len(inside) :]}"
         )
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    near = nearest(name, known, 1)
     return (
         f"did you mean ${near[0]}?"
         if near
@@ -277,4 +276,6 @@ def _cut(component: str) -> str:
 
 
 def _digest(text: str) -> str:
+    import hashlib  # only long names need it
+
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from liborch.errors import ProfileError, SpecError, UnknownName
 from liborch.names import nearest
-from liborch.profiles.load import LOCAL, load_file
-from liborch.profiles.names import known_hosts_names, profile_files, skim_names
+from liborch.profiles.names import LOCAL, known_hosts_names, profile_files, skim_names
 from liborch.profiles.targets import parse_target
 from liborch.specs import HostProfile
 
@@ -50,6 +49,13 @@ def near_hosts(name: str, folders: Sequence[Path], ssh_config: Path | None = Non
     return [near for near in nearest(name, known_hosts_names(folders, ssh_config)) if near != name]
 
 
+def _load(path: Path) -> list[HostProfile]:
+    # Imported when there is a file to read: YAML and its tables cost more than the rest of a short command.
+    from liborch.profiles.load import load_file
+
+    return load_file(path)
+
+
 def load_all(folders: Sequence[Path]) -> tuple[list[HostProfile], list[ProfileError]]:
     """Return every profile, the first of each name, and what is wrong with the files that have none: for `hosts list`."""
     profiles: dict[str, HostProfile] = {}
@@ -57,7 +63,7 @@ def load_all(folders: Sequence[Path]) -> tuple[list[HostProfile], list[ProfileEr
     for folder in folders:
         for path in profile_files(folder):
             try:
-                for profile in load_file(path):
+                for profile in _load(path):
                     profiles.setdefault(profile.name, profile)
             except ProfileError as error:
                 errors.append(error)
@@ -70,13 +76,13 @@ def _in_folder(name: str, folder: Path) -> HostProfile | None:
     if len(own) > 1:
         _ambiguous(name, own)
     for path in own:
-        profiles = load_file(path)
+        profiles = _load(path)
         named = next((profile for profile in profiles if profile.name == name), None)
         if named or len(profiles) == 1:
             return named or profiles[0]
     # Parsing every file to look for one name would be slow, and would make one broken file everybody's trouble.
     mentioned = [path for path in files if path not in own and name in skim_names(path)]
-    found = [(path, profile) for path in mentioned for profile in load_file(path) if profile.name == name]
+    found = [(path, profile) for path in mentioned for profile in _load(path) if profile.name == name]
     if len(found) > 1:
         _ambiguous(name, [path for path, _ in found])
     return found[0][1] if found else None

@@ -26,12 +26,10 @@ from liborch.profiles.fields import (
     read_texts,
     whole_number,
 )
+from liborch.profiles.names import LOCAL
 from liborch.profiles.nodes import Scalar, parse_documents, read_documents, shown
 from liborch.profiles.targets import parse_target
 from liborch.specs import AllocationSpec, BatchSystem, HostProfile, NodeSpec, Procedures, SlotSpec
-
-#: The built-in host: this machine.
-LOCAL = "local"
 
 
 def load_file(path: str | Path) -> list[HostProfile]:

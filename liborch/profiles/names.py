@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+#: The built-in host: this machine.
 LOCAL = "local"
+#: Of profile files.
 SUFFIXES = (".yaml", ".yml")
 #: Bytes skimmed of a profile or an ssh configuration, files of a folder, files included by an ssh configuration.
 _MOST_BYTES = 1 << 20
