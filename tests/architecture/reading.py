@@ -93,6 +93,8 @@ class _Reader(ast.NodeVisitor):
         self._aliases = dict(_aliases(module))
         self._depth = 0
         self._for_types = False
+        #: Names that each function around bound itself: `def run(input): ...` has no use of the builtin.
+        self._bound: list[set[str]] = []
 
     def _add(self, name: str, node: ast.AST, is_import: bool = False) -> None:
         line = getattr(node, "lineno", 0)
@@ -125,8 +127,10 @@ class _Reader(ast.NodeVisitor):
         for now in (*node.decorator_list, *node.args.defaults, *(d for d in node.args.kw_defaults if d)):
             self.visit(now)
         self._depth += 1
+        self._bound.append(_bound_in(node))
         for later in node.body:
             self.visit(later)
+        self._bound.pop()
         self._depth -= 1
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
@@ -168,7 +172,7 @@ class _Reader(ast.NodeVisitor):
     def visit_Name(self, node: ast.Name) -> None:
         if node.id in self._aliases:
             self._add(self._aliases[node.id], node)
-        elif isinstance(node.ctx, ast.Load) and hasattr(builtins, node.id):
+        elif hasattr(builtins, node.id) and not any(node.id in names for names in self._bound):
             self._add(f"builtins.{node.id}", node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
@@ -182,6 +186,13 @@ class _Reader(ast.NodeVisitor):
         else:
             self._add(f".{node.attr}", node)
             self.visit(node.value)
+
+
+def _bound_in(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Return the names of a function's parameters and variables."""
+    names = {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
+    stored = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return names | stored
 
 
 def _source(module: Module, node: ast.ImportFrom) -> str:

@@ -301,6 +301,7 @@ def test_a_touch_in_the_core_is_found(text: str) -> None:
         "import signal\nx = signal.Signals(9).name",
         "import socket\nx = socket.gethostname()",
         "def f(opened): return opened.open",
+        "def f(input): return input",
     ],
 )
 def test_what_touches_nothing_is_left_alone(text: str) -> None:
