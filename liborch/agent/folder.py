@@ -519,6 +519,7 @@ class Placing:
                     self.index.note(entry.path, "o", "d", os.lstat(full))
                 else:
                     self._write_link(entry)
+            self.written += 1
         self._others = []
         if self.fresh:
             # First the index, then the folder: a folder of ours without an index would look like the person's.

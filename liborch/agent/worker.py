@@ -232,9 +232,8 @@ class Receiving:
                 for k, entry in enumerate(self.contents)
                 if entry.digest in self.placing.needed and entry.digest not in self.store
             ]
-            if not wanted:
-                if not self.failed:
-                    return
+            if not wanted and not self.failed:
+                return
             if self.failed:
                 names = [to_text(self.contents[k].path) for k in sorted(self.failed)]
                 raise Refused({"changed": names})

@@ -15,11 +15,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from dulwich.ignore import Pattern, read_ignore_patterns, translate
-from dulwich.wildmatch import MalformedPattern
+from typing import TYPE_CHECKING
 
 from liborch.errors import SpecError
+
+if TYPE_CHECKING:
+    from dulwich.ignore import Pattern
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class _RuleFile:
     """The patterns of one file."""
 
     def __init__(self, data: bytes, name: str) -> None:
+        # Most trees have no rules of ours, and this import takes longer than listing them.
+        from dulwich.ignore import Pattern, read_ignore_patterns, translate
+        from dulwich.wildmatch import MalformedPattern
+
         self._patterns: list[tuple[Pattern, Rule]] = []
         matchers: list[bytes] = []
         if data.startswith(b"\xef\xbb\xbf"):

@@ -15,18 +15,20 @@ import asyncio
 import contextlib
 import os
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 from liborch.agent import frames
-from liborch.errors import InvariantError, StorageError, TransferError
+from liborch.errors import StorageError, TransferError
 from liborch.specs import Leave
 from liborch.transfer.snapshot import SMALL_BYTES, Entry, Snapshot
 from liborch.transfer.stream import Stream
 
 #: Called with (done_bytes, total_bytes, done_files, total_files); the totals count what has to travel.
 Progress = Callable[[int, int, int, int], None]
+#: Head and body of a frame, and how many contents are complete with it.
+_Piece = tuple[dict[str, Any], bytes, int]
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,6 @@ class _Sending:
         self._host = host
         self._root = os.fsencode(snapshot.folder)
         #: Contents in the order in which the worker numbers them: by first appearance.
-        self._contents: list[Entry] = list(
-            {entry.digest: entry for entry in reversed(snapshot.entries) if entry.kind in "fx"}.values()
-        )
         first: dict[bytes, Entry] = {}
         for entry in snapshot.entries:
             if entry.kind in "fx":
@@ -241,9 +240,7 @@ class _Sending:
             raise error_of(head, self._host)
         return head, body
 
-    def _pieces(
-        self, wanted: list[int], parts: dict[int, int]
-    ) -> Iterator[tuple[dict[str, Any], bytes, int]]:
+    def _pieces(self, wanted: list[int], parts: dict[int, int]) -> Generator[_Piece, None, None]:
         """Yield (head, body, contents completed) of the frames to send. Reads files: for a thread."""
         which: list[int] = []
         sizes: list[int] = []
@@ -295,7 +292,7 @@ class _Sending:
             raise _changed([entry.name])
         return content
 
-    def _read_large(self, k: int, entry: Entry, at: int) -> Iterator[tuple[dict[str, Any], bytes, int]]:
+    def _read_large(self, k: int, entry: Entry, at: int) -> Generator[_Piece, None, None]:
         descriptor = self._open(entry)
         try:
             while at < entry.size:
@@ -313,8 +310,8 @@ class _Sending:
 
 
 async def _ahead(
-    pieces: Iterator[tuple[dict[str, Any], bytes, int]],
-) -> AsyncIterator[tuple[dict[str, Any], bytes, int]]:
+    pieces: Generator[_Piece, None, None],
+) -> AsyncGenerator[_Piece, None]:
     """Yield from a blocking iterator that runs in a thread, one piece ahead of who consumes it."""
     loop = asyncio.get_running_loop()
     coming = loop.run_in_executor(None, next, pieces, None)
@@ -326,7 +323,4 @@ async def _ahead(
         # The thread cannot be interrupted, but it is done after one piece; only then may the file be closed.
         with contextlib.suppress(BaseException):
             await coming
-        close = getattr(pieces, "close", None)
-        if close is None:
-            raise InvariantError("pieces must come from a generator, which can be closed")
-        close()
+        pieces.close()

@@ -19,8 +19,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from liborch.agent import frames
+from liborch.agent import frames as _untyped
 from liborch.errors import TransferError
+
+#: The agent's files carry no types: they run on Python 3.6, as they are.
+frames: Any = _untyped
 
 #: Credit is handed back in portions of this many bytes.
 _PORTION = frames.WINDOW // 4
