@@ -91,6 +91,12 @@ def _read_target(place: Place) -> str:
     return text
 
 
+def _read_directory_2020(place: Place) -> str:
+    """As `_read_directory`; a relative folder was below the home folder, where a login begins."""
+    text = read_text(place)
+    return _read_directory(place) if text.startswith(("/", "$", "~")) else f"$HOME/{text}"
+
+
 def _read_directory(place: Place) -> str:
     """A folder on the host. Variables are expanded there, a leading `~` is not, so it becomes `$HOME`."""
     expected = (
@@ -215,7 +221,7 @@ KEYS_2020 = {
     "cancel_allocation": Key(read_commands),
     "allocation_duration": Key(whole_number(1, "a whole number of minutes")),
     "get_node_handles": Key(read_commands, required=True),
-    "directory": Key(_read_directory, required=True),
+    "directory": Key(_read_directory_2020, required=True),
     "execution": Key(read_commands, required=True),
 }
 #: Keys that only one form has, and where the same thing goes in the other.

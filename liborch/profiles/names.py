@@ -20,6 +20,8 @@ _MOST_BYTES = 1 << 20
 _MOST_FILES = 2000
 _MOST_INCLUDED = 500
 
+#: Patterns, and what `ssh` or a shell could not be given as a name.
+_NO_ALIAS = re.compile(r"[*?!\s\x00-\x1f\x7f]|^-|^$")
 _NAME_LINE = re.compile(
     rb"^(?:---[ \t]*)?(?:\{[ \t]*)?(?:name|\"name\"|'name')[ \t]*:[ \t]+(.+?)[ \t]*$", re.MULTILINE
 )

@@ -41,7 +41,7 @@ def ssh_config(tmp_path: Path) -> Path:
     (folder / "config.d").mkdir(parents=True)
     (folder / "config").write_text(
         "# Host commented\nInclude config.d/*.conf\nHost gate gate2 # remark\n  HostName 10.0.0.1\n"
-        'host = "quoted name" *.wild !not ?x\nMatch host foo\n  User me\nHost gpu1\nInclude config missing\n'
+        'host = "quoted" "no name" *.wild -o \x1b[31m !not ?x\nMatch host foo\n  User me\nHost gpu1\nInclude config missing\n'
     )
     (folder / "config.d" / "a.conf").write_text("Host desk1\n\tHostName desk1.lab\nInclude config.d/b.inc\n")
     (folder / "config.d" / "b.inc").write_text("HOST desk2\r\n")
@@ -163,7 +163,7 @@ def test_every_name_a_person_may_use_is_listed_once(folders, ssh_config):
     (folders[0] / "broken.yaml").write_text("ssh: [")
     assert known_hosts_names(folders, ssh_config) == [
         *["local", "broken", "cluster", "desks", "plafrim"],
-        *["desk1", "desk2", "gate", "gate2", "quoted name", "gpu1"],
+        *["desk1", "desk2", "gate", "gate2", "quoted", "gpu1"],
     ]
     assert known_hosts_names([Path("/nonexistent")], Path("/nonexistent")) == ["local"]
 

@@ -116,6 +116,13 @@ def test_the_2020_form_with_empty_procedures_as_it_was_written_out_by_the_progra
     )
 
 
+def test_a_relative_directory_of_2020_is_below_the_home_folder():
+    assert (
+        one(OF_2020.replace("/projets/flowers/alex/executions", "executions")).directory == "$HOME/executions"
+    )
+    assert one(OF_2020.replace("/projets/flowers/alex/executions", "~/x")).directory == "$HOME/x"
+
+
 @pytest.mark.parametrize("key", KEYS_2020)
 def test_every_key_of_the_2020_form_is_read_and_its_type_is_checked(key):
     lines = {
