@@ -84,9 +84,7 @@ def _aliases(path: Path, base: Path, seen: set[str]) -> Iterator[str]:
         words = _words(raw)
         match words[0].lower() if words else "":
             case "host":
-                yield from (
-                    word for word in words[1:] if not re.search(r"[*?!]", word) and not word.startswith("-")
-                )
+                yield from (word for word in words[1:] if not _NO_ALIAS.search(word))
             case "include":
                 for word in words[1:]:
                     pattern = os.path.join(base, os.path.expanduser(word))
