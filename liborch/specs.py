@@ -56,6 +56,26 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(parts)
 
 
+class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What travels with an execution: a folder of this machine to the node, results back."""
+
+    #: Absolute path of the folder that is sent.
+    local_folder: str
+    #: Where it goes on the host, and where the execution runs; $RUNAWAY_PATH and the host's variables are filled in there.
+    remote_folder: str
+    #: Where results go on this machine: a pattern, see `liborch.patterns`.
+    output_folder: str
+    #: Values of the pattern's names that are known before the execution.
+    variables: dict[str, str] = {}
+    send_ignore: str | None = None
+    fetch_ignore: str | None = None
+    #: The snapshot that was taken at submission; "": nothing is sent.
+    snapshot: str = ""
+    leave: Leave = "nothing"
+    #: Bring results back.
+    fetch: bool = True
+
+
 class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One command to run on a node: code + arguments + place."""
 
@@ -83,6 +103,9 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tty: tuple[int, int] | None = None
     #: Let processes that outlive the main one go on.
     keep_survivors: bool = False
+    #: Its output is wanted while it is written.
+    live: bool = False
+    transfer: Transfer | None = None
     #: What `ps` shows.
     label: str = ""
 

@@ -10,9 +10,12 @@ import fcntl
 import os
 import struct
 import termios
+import time
 
 #: Output up to so many bytes per stream travels in the verdict itself.
 INLINE_BYTES = 8 << 10
+#: Output that no client has asked for is kept so long, in seconds.
+KEPT_S = 30 * 86400
 #: A procedure's outcome (variables) larger than this is not read.
 MAX_OUTCOME_BYTES = 4 << 20
 

@@ -14,6 +14,7 @@ import fcntl
 import heapq
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -176,6 +177,7 @@ class Keeper:
         self.captures = captures.Captures(os.path.join(folder, "captures"))
         self.home = self.environment.get("HOME") or "/"
         self.event_number = 0
+        self.own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 1024
         self.subreaper = processes.become_subreaper()
         try:
             self.children_fd = os.open(
@@ -202,7 +204,7 @@ class Keeper:
                         self.event_number = max(self.event_number, n)
                         known["last"][owner] = n
                         self._owner(owner).last_event = n
-                        if what in ("ended", "recalled", "refused"):
+                        if what in ("ended", "recalled", "refused", "unheld"):
                             key = key_of(x, attempt)
                             if what == "ended":
                                 self.claimed.add(key)
@@ -238,6 +240,7 @@ class Keeper:
         self._reap_strangers(open_claims, orders)
         for key, order in orders.items():
             if key not in open_claims:
+                # Holds are asked for again here, too: their room is free after a restart.
                 self.queues.add(order["o"], key, order)
         self._drop_segments()
 
@@ -399,7 +402,7 @@ class Keeper:
                 if order["x"] == lease:
                     self.queues.remove(key)
                     self._close_order(key)
-                    self._event(order["o"], "unheld", lease, order["a"], {})
+            self._event(message["owner"], "unheld", lease, 1, {})
             return
         for run in list(self.runs.values()):
             if run.order.get("lease") == lease:
@@ -413,7 +416,7 @@ class Keeper:
         self.cores.give_back(hold.cores)
         self.room.give_back(hold.slot, hold.cpus, hold.memory_bytes, hold.gpus)
         self._close_order(hold.key)
-        self._event(hold.owner, "unheld", lease, 0, {})
+        self._event(hold.owner, "unheld", lease, 1, {})
 
     def _start(self, order, key):
         """Claim, then start. A failure to start is an end like any other."""
@@ -455,6 +458,7 @@ class Keeper:
         env = dict(self.environment)
         env.update(order.get("env") or {})
         env[processes.MARK] = run.key
+        env["RUNAWAY_UUID"] = run.x
         env["RUNAWAY_HANDLE_ID"] = str(run.slot)
         env["RUNAWAY_NODE_ID"] = node.name() if not order.get("node") else order["node"]
         if gpus:
@@ -463,9 +467,8 @@ class Keeper:
             run.means.append("gpus:variables")
         folder = order.get("cwd") or self.home
         argv = list(order.get("argv") or ())
-        if order.get("shell") is not None:
+        if order.get("outcome"):
             env["ORCHESTRA_OUTCOME"] = self.captures.outcome_path(run.key)
-            argv = self._shell_for(env) + ["-c", order["shell"], "execution"] + argv
         os.chdir(folder)
         try:
             path = self._program(argv[0], env, folder)
@@ -510,12 +513,6 @@ class Keeper:
             if os.path.isabs(found):
                 self.programs[name, path] = found
         return found
-
-    def _shell_for(self, env):
-        try:
-            return [self._program("bash", env, "/")]
-        except OSError:
-            return ["/bin/sh"]
 
     def _could_not_start(self, run, error):
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
@@ -564,7 +561,8 @@ class Keeper:
 
     def _main_ended(self, run, status, usage):
         run.main_gone = True
-        peak = usage.ru_maxrss * 1024
+        # A child begins as a copy of this process, and the kernel counts that in: less than ours says nothing.
+        peak = usage.ru_maxrss * 1024 if usage.ru_maxrss > self.own_peak else 0
         if os.WIFSIGNALED(status):
             fields = ended_fields(None, os.WTERMSIG(status), "signal")
         else:
@@ -709,7 +707,7 @@ class Keeper:
             fields["means"] = run.means
         if run.terminal is not None and not run.followed:
             captures.drain_terminal(run.terminal, run.capture.out if run.capture else None)
-        outcome = self.captures.take_outcome(run.key) if run.order.get("shell") is not None else None
+        outcome = self.captures.take_outcome(run.key) if run.order.get("outcome") else None
         if outcome is not None:
             fields["outcome"] = outcome
         if run.capture is not None:

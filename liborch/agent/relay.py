@@ -111,7 +111,7 @@ def main(arguments):
     while line is None:
         import talker
 
-        said = daemonise(talker.serve, folder, "talker.err")
+        said = daemonise(lambda where, ready: talker.serve(where, ready, code_hash), folder, "talker.err")
         if said != "ok":
             return _fail(why=said, errno=0, path=folder)
         line = connect(folder)

@@ -11,6 +11,7 @@ marked as lagging and served from the log again once its buffer has drained.
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -55,6 +56,7 @@ class Follower:
         self.inline = None
         self.terminal = None
         self.wants_terminal = head["kind"] == "tty"
+        self.scanned = False
         self.asked_at = 0.0
         self.look_at = 0.0
         self.pause_s = LOOK_S
@@ -112,9 +114,12 @@ class Session:
 class Talker:
     """See the module's text."""
 
-    def __init__(self, folder, idle_s=IDLE_S):
+    def __init__(self, folder, code_hash, idle_s=IDLE_S):
         self.folder = folder
+        self.code_hash = code_hash
         self.idle_s = idle_s
+        #: The keeper makes room for a newer agent, so this has to go, too.
+        self.retiring = False
         self.sessions = {}
         self.waiting = {}
         self.requests = 0
@@ -304,7 +309,7 @@ class Talker:
         return {
             "t": "hello",
             "protocol": PROTOCOL,
-            "hash": os.path.basename(os.path.dirname(os.path.abspath(__file__))).partition("agent-")[2],
+            "hash": self.code_hash,
             "state_id": self.state_id,
             "boot_id": node.boot_id(),
             "node": node.name(),
@@ -417,12 +422,32 @@ class Talker:
             self.open_stream(session, head)
         elif kind == "ping":
             self.send(session, 0, {"t": "pong", "clock": time.time(), "at": head.get("at")})
+        elif kind == "expand":
+            self.send(session, 0, {"t": "expanded", "texts": [self.expand(session, text) for text in head["texts"]]})
         elif kind in ("status", "retire"):
-            self.ask_keeper({"t": kind}, lambda reply, _fd: self.send(session, 0, reply))
+            self.ask_keeper({"t": kind}, lambda reply, _fd: self.answered(session, reply))
         elif kind == "bye":
             self.end_session(session)
         else:
             raise ValueError("unknown message %r" % kind)
+
+    def answered(self, session, reply):
+        if reply["t"] == "retiring" and reply["yes"]:
+            self.retiring = True
+        if session.fd_in in self.sessions:
+            self.send(session, 0, reply)
+
+    def expand(self, session, text):
+        """Fill the login's variables into a folder's name, as its shell would: `$HOME/x`, `~/x`."""
+
+        def value(match):
+            return session.environment.get(match.group(1) or match.group(2), "")
+
+        home = session.environment.get("HOME", "/")
+        if text == "~" or text.startswith("~/"):
+            text = home + text[1:]
+        text = re.sub(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})", value, text)
+        return os.path.normpath(os.path.join(home, text))
 
     def attach(self, session):
         """(Re)attach a session's owner at the keeper, then bring the session up to date from the log."""
@@ -439,6 +464,7 @@ class Talker:
             self.replay(session, reply["last"])
             session.live = True
             reply.pop("req", None)
+            reply["expanded"] = [self.expand(session, text) for text in session.attach.get("expand", ())]
             self.send(session, 0, reply)
 
         self.ask_keeper(head, attached)
@@ -604,6 +630,10 @@ class Talker:
                 )
                 follower.final = dict(follower.offsets)
             return
+        # An execution that was ordered to be followed has files of its own from the start.
+        self._open_files(follower, [os.path.join(folder, key + ".out"), os.path.join(folder, key + ".err")])
+        if follower.files and not follower.wants_terminal:
+            return
         if now - follower.asked_at < 0.2 and follower.asked_at:
             return
         follower.asked_at = now
@@ -623,7 +653,10 @@ class Talker:
                     os.close(fd)
                 self.look(follower, time.monotonic())
                 return
-            # Not running: it has ended, or waits.
+            # Not running: it waits, or has ended; then the event went by before, once.
+            if follower.scanned:
+                return
+            follower.scanned = True
             for event in log.read_events(self.folder, follower.session.owner, 0):
                 if event[2] == "ended" and event[3] == follower.x and event[4] == follower.attempt:
                     self.follower_ended(follower, event[5])
@@ -633,6 +666,7 @@ class Talker:
 
     @staticmethod
     def _open_files(follower, paths):
+        follower.close()
         try:
             for name, path in zip(("out", "err"), paths):
                 follower.files[name] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
@@ -696,6 +730,8 @@ class Talker:
         self.watch(listener.fileno(), select.EPOLLIN, self.on_listener)
         while True:
             now = time.monotonic()
+            if self.retiring and not any(session.out for session in self.sessions.values()):
+                return
             if self.sessions:
                 self.idle_since = now
             elif now - self.idle_since > self.idle_s:
@@ -717,7 +753,7 @@ class Talker:
                 self.leaving = [process for process in self.leaving if process.poll() is None]
 
 
-def serve(folder, ready):
+def serve(folder, ready, code_hash=""):
     """Be the talker of this state folder; returns at once when there is one already."""
     lock = os.open(os.path.join(folder, "talker.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -728,7 +764,7 @@ def serve(folder, ready):
     processes.set_name("orch-talker")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    talker = Talker(folder)
+    talker = Talker(folder, code_hash)
     talker.poll = select.epoll()
     try:
         talker.reach_keeper()

@@ -148,6 +148,8 @@ class Ended(Event, frozen=True):
     #: See `verdict.py`.
     reason: str
     code: int | None = None
+    #: Output is left on the node that has to be brought home first.
+    left: bool = False
 
 
 class Recalled(Event, frozen=True):

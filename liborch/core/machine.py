@@ -607,7 +607,7 @@ class Orchestration:
         node = item.node
         assert node is not None
         self._count_end(node)
-        if item.collected and not item.is_slot and event.reason not in ("lost", "node"):
+        if (item.collected or event.left) and not item.is_slot and event.reason not in ("lost", "node"):
             self._give_room_back(item)
             item.ended = (event.reason, event.code)
             self._move(item, "collect")
