@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import re
-import socket
 import time
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +83,7 @@ class DriverLock:
             return False
         try:
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}\n".encode(), 0)
         except OSError as error:
             # A full disk loses the signature, not the lock.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

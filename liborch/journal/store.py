@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sqlite3
 import time
 import zlib
@@ -124,7 +123,7 @@ class Journal(Reader):
             kind,
             text_in(title),
             text_in(details),
-            socket.gethostname(),
+            os.uname().nodename,
             os.getpid(),
             time.time(),
         )
@@ -141,7 +140,7 @@ class Journal(Reader):
         """Note that this process drives an orchestration that another left or died on. Hold its DriverLock."""
 
         def write(db: sqlite3.Connection) -> None:
-            row = (socket.gethostname(), os.getpid(), orchestration)
+            row = (os.uname().nodename, os.getpid(), orchestration)
             self._one(
                 db.execute(
                     "UPDATE orchestrations SET state = 'driving', client_host = ?, client_pid = ? WHERE id = ?",
@@ -176,33 +175,42 @@ class Journal(Reader):
         if not groups:
             return
         self._still_there()
-        self._write("writing events", lambda db: self._insert(db, groups))
+        try:
+            self._write("writing events", partial(self._insert, groups=groups, run=_run))
+        except UnicodeEncodeError:
+            # Rare, so found out by trying: rolled back, and once more.
+            self._write("writing events", partial(self._insert, groups=groups, run=_run_odd))
 
-    def _insert(self, db: sqlite3.Connection, groups: Sequence[Group]) -> None:
-        events: list[statements.Value] = []
-        executions: list[statements.Value] = []
-        specs: list[statements.Value] = []
+    def _insert(
+        self,
+        db: sqlite3.Connection,
+        groups: Sequence[Group],
+        run: Callable[[sqlite3.Connection, str, list[statements.Row]], int],
+    ) -> None:
+        events: list[statements.Row] = []
+        executions: list[statements.Row] = []
+        specs: list[statements.Row] = []
         nexts: dict[str, int] = {}
         for group in groups:
             place = nexts.get(group.orchestration)
             if place is None:
                 place = self._next_place(db, group.orchestration)
             nexts[group.orchestration] = place + 1
-            events += (place, group.at, group.count, zlib.crc32(group.payload), group.payload)
+            events.append((place, group.at, group.count, zlib.crc32(group.payload), group.payload))
             if group.new:
                 base = place >> PLACE_BITS << PLACE_BITS
-                rows, texts = statements.execution_values(group.new, base, group.at)
+                rows, texts = statements.execution_rows(group.new, base, group.at)
                 executions += rows
                 specs += texts
-        live, final = statements.change_values(change for group in groups for change in group.changed)
-        _run(db, statements.INSERT_EVENTS, events)
-        _run(db, statements.INSERT_EXECUTIONS, executions)
-        _run(db, statements.INSERT_SPECS, specs)
-        for statement, values in ((statements.UPDATE_LIVE, live), (statements.UPDATE_FINAL, final)):
-            touched = _run(db, statement, values)
-            if touched * statement.width != len(values):
+        live, final = statements.change_rows(change for group in groups for change in group.changed)
+        run(db, statements.INSERT_EVENTS, events)
+        run(db, statements.INSERT_EXECUTIONS, executions)
+        run(db, statements.INSERT_SPECS, specs)
+        for statement, rows in ((statements.UPDATE_LIVE, live), (statements.UPDATE_FINAL, final)):
+            touched = run(db, statement, rows)
+            if touched != len(rows):
                 raise InvariantError(
-                    f"{self.path}: a change of {len(values) // statement.width - touched} execution(s) never entered"
+                    f"{self.path}: a change of {len(rows) - touched} execution(s) that never entered"
                 )
 
     def _next_place(self, db: sqlite3.Connection, orchestration: str) -> int:
@@ -321,14 +329,14 @@ class Journal(Reader):
             raise InvariantError(f"orchestration {orchestration} was never begun, or was forgotten")
 
 
-def _run(db: sqlite3.Connection, statement: statements.Statement, values: list[statements.Value]) -> int:
-    if not values:
-        return 0
-    try:
-        return statement.run(db, values)
-    except UnicodeEncodeError:
-        # Rare: names that are no UTF-8. Whatever part of the rows is in already is rolled back with the transaction.
-        return statement.run(db, [text_in(v) if isinstance(v, str) else v for v in values])
+def _run(db: sqlite3.Connection, statement: str, rows: list[statements.Row]) -> int:
+    """Run a statement over rows; returns how many rows of the database it touched."""
+    return db.executemany(statement, rows).rowcount if rows else 0
+
+
+def _run_odd(db: sqlite3.Connection, statement: str, rows: list[statements.Row]) -> int:
+    """The same for rows with names that are no UTF-8: those go in as bytes."""
+    return _run(db, statement, [tuple(text_in(v) if isinstance(v, str) else v for v in row) for row in rows])
 
 
 def _delete_some(db: sqlite3.Connection, table: str, values: tuple[int, int, int]) -> int:

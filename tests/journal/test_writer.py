@@ -117,9 +117,12 @@ async def test_a_full_disk_is_told_kept_and_made_good(gate: Gate, monkeypatch: p
     monkeypatch.setattr("liborch.journal.writer.LAST_RETRY_S", 0.05)
     stalls: list[StorageError] = []
     stalled, recovered = asyncio.Event(), asyncio.Event()
-    writer = Writer(
-        gate, on_stall=lambda error: (stalls.append(error), stalled.set()), on_recover=recovered.set
-    )
+
+    def on_stall(error: StorageError) -> None:
+        stalls.append(error)
+        stalled.set()
+
+    writer = Writer(gate, on_stall=on_stall, on_recover=recovered.set)
     gate.refuse_with = errno.ENOSPC
     task = asyncio.create_task(writer.commit(entering(0)))
     await stalled.wait()
