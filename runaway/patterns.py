@@ -10,11 +10,12 @@ is an error right away, not after hours of computing.
 Other names, like `$HOME`: in a remote folder they are left for the host to expand. In an output folder they are an error: the
 caller's shell expands them (in double quotes), and a mistyped one must not silently make a folder called `$HOEM`.
 
-A value never leads out of the folder that the person wrote down: what it adds is never a `..`, and never makes a path absolute.
-Two values are our own and may be absolute paths, at the beginning: RUNAWAY_LOCAL_FOLDER and RUNAWAY_PATH. When a value that is known before breaks
-the rule, that is an error. A value from the host breaks it when the results are already there, so then it is changed instead: `..` becomes
-`__`, a leading slash goes. So are line ends at its end and NULs. Components longer than a file name may be are cut, and get a
-digest so that different ones stay different.
+A value never leads out of the folder that the person wrote down: what it adds is never a `..`, and never makes a path
+absolute. One value on each side is our own and absolute: RUNAWAY_PATH in remote folders (the host expands the variables in
+it), RUNAWAY_LOCAL_FOLDER in output folders. When a value that is known before breaks the rule, that is an error. A value
+from the host breaks it when the results are already there, so then it is changed instead: `..` becomes `__`, a leading
+slash goes. So do line ends at its end, and NULs. Components longer than a file name may be are cut, and get a digest so that
+different ones stay different.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ AFTER = (
     "RUNAWAY_OUTPUT_FOLDER",
     "RUNAWAY_FEATURES",
 )
-#: Absolute by nature, and ours.
-_ROOTS = ("RUNAWAY_PATH", "RUNAWAY_LOCAL_FOLDER")
+#: The one value on each side that is ours, and absolute by nature.
+_REMOTE_ROOT = "RUNAWAY_PATH"
+_OUTPUT_ROOT = "RUNAWAY_LOCAL_FOLDER"
 #: Bytes of a file name, and of the part of a path that one value makes.
 _MOST_NAME = 255
 _MOST_VALUE = 1024
@@ -80,6 +82,11 @@ class Pattern:
     def names(self) -> tuple[str, ...]:
         """The variables in it, each once, in order."""
         return tuple(dict.fromkeys(piece.text for piece in self.pieces if piece.is_name))
+
+    @property
+    def root(self) -> str:
+        """The variable that may be an absolute path, at the beginning."""
+        return _REMOTE_ROOT if self.is_remote else _OUTPUT_ROOT
 
     @property
     def needs_outcome(self) -> bool:
@@ -225,7 +232,7 @@ def _fill(pattern: Pattern, values: Mapping[str, str], *, strict: bool) -> str:
     names = []
     for piece in pattern.pieces:
         text = _checked(pattern, piece.text, values) if piece.is_name else piece.text
-        if piece.is_name and piece.text not in _ROOTS:
+        if piece.is_name and piece.text != pattern.root:
             names.append(piece.text)
             text = f"\0{text}\0"
         marked += text
@@ -251,7 +258,7 @@ def _checked(pattern: Pattern, name: str, values: Mapping[str, str]) -> str:
     if name not in values:
         raise PatternError(pattern.text, name, hint="it was never set")
     value = values[name]
-    if pattern.is_remote and name not in _ROOTS and re.search(r"[$`\\]", value):
+    if pattern.is_remote and name != pattern.root and re.search(r"[$`\\]", value):
         raise PatternError(
             pattern.text, name, hint=f"its value {value[:60]!r} holds what the host would expand"
         )

@@ -137,6 +137,15 @@ def test_what_the_person_wrote_is_theirs():
     assert output("$RUNAWAY_LOCAL_FOLDER/out") == "/home/me/code/out"
 
 
+def test_each_side_has_a_root_of_its_own():
+    with pytest.raises(PatternError, match="absolute"):
+        output("$RUNAWAY_PATH/x", RUNAWAY_PATH="/root/.ssh")
+    with pytest.raises(PatternError, match="absolute"):
+        parse_remote("$RUNAWAY_LOCAL_FOLDER/x", {}).fill(VALUES)
+    with pytest.raises(PatternError, match="would expand"):
+        parse_remote("/x/$RUNAWAY_LOCAL_FOLDER", {}).fill({"RUNAWAY_LOCAL_FOLDER": "/home/a$b"})
+
+
 def test_a_value_from_the_host_never_costs_the_results():
     assert output("$RUNAWAY_STDOUT/x", RUNAWAY_STDOUT="/etc/../../a\n") == "etc/__/__/a/x"
     assert output("$RUNAWAY_STDOUT", RUNAWAY_STDOUT="") == "."
