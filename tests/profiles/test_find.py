@@ -213,9 +213,12 @@ def test_listing_names_is_fast_and_imports_neither_yaml_nor_specs(tmp_path):
     )
     names = known_hosts_names([tmp_path], tmp_path / "config")
     assert len(names) == 1201
-    begun = time.process_time()
-    known_hosts_names([tmp_path], tmp_path / "config")
-    assert time.process_time() - begun < 0.05
+    took_s = []
+    for _ in range(5):
+        begun = time.process_time()
+        known_hosts_names([tmp_path], tmp_path / "config")
+        took_s.append(time.process_time() - begun)
+    assert min(took_s) < 0.05
     code = "import sys, liborch.profiles.names; print([m for m in ('yaml', 'msgspec', 'asyncio') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
