@@ -326,6 +326,7 @@ class Placing:
         wanted = {entry.path: entry for entry in self.entries}
         fresh = Index(self.folder)
         records = fresh.records
+        folders = []
         for path, kind, status in scan(self.folder):
             if status is None:
                 continue
@@ -335,8 +336,11 @@ class Placing:
                 ours = known and (record is None or record[0] in "oe")
                 fresh.note(path, "o" if ours else "q", kind, status, entry.digest.hex().encode())
                 del wanted[path]
+            elif record is not None and record[0] == "o" and kind == record[1] == "d":
+                records[path] = record
+                folders.append(path)
             elif record is not None and record[0] == "o" and index.same_stat(path, kind, status):
-                if entry is None and kind != "d":
+                if entry is None:
                     with Attempt(self.folder + b"/" + path, "removing a file that is no longer sent"):
                         os.unlink(self.folder + b"/" + path)
                 else:
@@ -348,6 +352,10 @@ class Placing:
         for entry in self.entries:
             if entry.path in wanted:
                 self._need(entry)
+        for path in sorted(folders, reverse=True):
+            # Ours of an earlier snapshot: gone when nothing is in it. One still needed is made again.
+            if _store.remove_empty(self.folder + b"/" + path):
+                del records[path]
 
     def _is_there(self, entry, kind, status, record):
         if entry.kind != kind:
@@ -429,7 +437,7 @@ class Placing:
                 self._move_aside(path)
                 os.mkdir(full)
                 made = True
-        if made and not self.fresh:
+        if made:
             self.index.note(path, "o", "d", os.lstat(full))
         self._real.add(path)
 
@@ -516,7 +524,6 @@ class Placing:
             with Attempt(full, "putting files in place"):
                 if entry.kind == "d":
                     self._make_real(entry.path)
-                    self.index.note(entry.path, "o", "d", os.lstat(full))
                 else:
                     self._write_link(entry)
             self.written += 1

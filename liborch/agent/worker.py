@@ -27,6 +27,7 @@ client had under way for that conversation are then read and dropped up to its `
 import hashlib
 import os
 import queue
+import stat
 import struct
 import sys
 import threading
@@ -315,9 +316,14 @@ def serve_fetch(link, head):
     entries = []
     records = []
     size = 0
+    folders = []
+    filled = set()
     for path, kind, status in _folder.scan(folder):
         state = "m" if status is None else index.state(path, kind, status)
-        if state == "b" or (state == "u" and not head["sent"]):
+        filled.add(os.path.dirname(path))
+        if kind == "d" and state == "m":
+            folders.append(path)
+        if kind == "d" or state == "b" or (state == "u" and not head["sent"]):
             continue
         if status is None:
             record = b"%s\0u m 0 0\0" % path
@@ -342,7 +348,15 @@ def serve_fetch(link, head):
             link.send({"t": "list", "last": False}, b"".join(records))
             records = []
             size = 0
-    link.send({"t": "list", "last": True}, b"".join(records))
+    link.send({"t": "list", "last": False}, b"".join(records))
+    # Folders that hold something come with what they hold.
+    empty = [path for path in folders if path not in filled]
+    entries.extend((path, 0) for path in empty)
+    for at in range(0, len(empty), 64):
+        link.send(
+            {"t": "list", "last": False}, b"".join(b"%s\0d m 0 0\0" % path for path in empty[at : at + 64])
+        )
+    link.send({"t": "list", "last": True})
     wanted = []
     parts = {}
     while True:
@@ -385,7 +399,9 @@ class Sending:
                     directory = parent
                 fd = os.open(name, _store.READ_FLAGS | os.O_NONBLOCK, dir_fd=directory_fd)
                 try:
-                    if size > _store.SMALL:
+                    if not stat.S_ISREG(os.fstat(fd).st_mode):
+                        self.link.send({"t": "gone", "k": k, "why": "it is no file any more"})
+                    elif size > _store.SMALL:
                         self.flush()
                         self._large(k, fd, *parts.get(k, (0, "")))
                     else:

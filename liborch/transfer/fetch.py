@@ -384,7 +384,9 @@ class _Fetching:
         del self._parts[number], self._wanted[number]
 
     def _drop(self, landing: Landing, number: int, why: str) -> None:
-        self._report.refuse(self._wanted.pop(number).path, why)
+        wanted = self._wanted.pop(number)
+        self._bytes -= wanted.size
+        self._report.refuse(wanted.path, why)
         landing.drop_part(self._parts.pop(number))
 
     def _put_others(self, landing: Landing) -> None:

@@ -24,12 +24,20 @@ class Host:
     async def send(self, tree: Path, name: str = "run", stream: Any = None, **options: Any) -> SendReport:
         snapshot = take_snapshot(tree)
         return await send(
-            stream or self.stream, snapshot, str(self.directory / name), directory=str(self.directory), **options
+            stream or self.stream,
+            snapshot,
+            str(self.directory / name),
+            directory=str(self.directory),
+            **options,
         )
 
     async def fetch(self, target: Path, name: str = "run", stream: Any = None, **options: Any) -> FetchReport:
         return await fetch(
-            stream or self.stream, str(self.directory / name), target, directory=str(self.directory), **options
+            stream or self.stream,
+            str(self.directory / name),
+            target,
+            directory=str(self.directory),
+            **options,
         )
 
     async def clean(self, leave: Leave, name: str = "run", **options: Any) -> CleanReport:

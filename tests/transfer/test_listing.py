@@ -19,7 +19,9 @@ from tests.transfer.trees import grow
 
 def git(folder: Path, *words: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    return subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def names(folder: Path, send_ignore: Path | None = None) -> set[str]:
@@ -52,7 +54,18 @@ def test_folder_content_is_hidden_and_one_brought_back(tree: Path) -> None:
 
 
 def test_grammar(tree: Path) -> None:
-    grow(tree, {"a/b.gz": b"", "data/x/y": b"", "data.txt": b"", "sub/keep": b"", "sub/drop": b"", "#not": b"", "\\": b""})
+    grow(
+        tree,
+        {
+            "a/b.gz": b"",
+            "data/x/y": b"",
+            "data.txt": b"",
+            "sub/keep": b"",
+            "sub/drop": b"",
+            "#not": b"",
+            "\\": b"",
+        },
+    )
     (tree / ".sendignore").write_text("# 1\n\n*.gz\ndata/\n\\#not\n")
     (tree / "sub/.sendignore").write_text("/drop\n!x\n")
     assert names(tree) == {"1", "3", "folder/2", "data.txt", "sub/keep", "\\"}
@@ -67,7 +80,16 @@ def test_another_file_counts_in_place_of_sendignore(tree: Path) -> None:
 
 
 def test_our_files_and_git_never_go(tree: Path) -> None:
-    grow(tree, {".git/config.x": b"", "sub/.git/x": b"", ".fetchignore": b"", ".sendignore": b"", ".orchestra/x": b""})
+    grow(
+        tree,
+        {
+            ".git/config.x": b"",
+            "sub/.git/x": b"",
+            ".fetchignore": b"",
+            ".sendignore": b"",
+            ".orchestra/x": b"",
+        },
+    )
     assert {name for name in names(tree) if "." in name} == set()
 
 
@@ -75,7 +97,16 @@ def test_special_entries_are_named_or_kept(tree: Path) -> None:
     os.mkfifo(tree / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tree / "socket"))
-        grow(tree, {"empty": None, "zero": b"", "dangling": ("l", b"x"), "out": ("l", b"../.."), "to": ("l", b"folder")})
+        grow(
+            tree,
+            {
+                "empty": None,
+                "zero": b"",
+                "dangling": ("l", b"x"),
+                "out": ("l", b"../.."),
+                "to": ("l", b"folder"),
+            },
+        )
         listing = list_folder(tree)
     kinds = {os.fsdecode(each.path): each.kind for each in listing.found}
     assert kinds == {
@@ -86,12 +117,17 @@ def test_special_entries_are_named_or_kept(tree: Path) -> None:
 
 
 def test_tracked_edited_untracked_and_deleted(tmp_path: Path) -> None:
-    tree = grow(tmp_path / "tree", {"tracked": b"1", "gone": b"", "forced.log": b"", ".gitignore": b"*.log\nbuild/\n"})
+    tree = grow(
+        tmp_path / "tree", {"tracked": b"1", "gone": b"", "forced.log": b"", ".gitignore": b"*.log\nbuild/\n"}
+    )
     git(tree, "init", "-q")
     git(tree, "add", "-f", ".")
     git(tree, "commit", "-qm", "x")
     (tree / "gone").unlink()
-    grow(tree, {"new": b"", "run.log": b"", "build/x": b"", ".hidden": b"", "build2/none": None, "a/__/n": None})
+    grow(
+        tree,
+        {"new": b"", "run.log": b"", "build/x": b"", ".hidden": b"", "build2/none": None, "a/__/n": None},
+    )
     (tree / "tracked").write_text("edited")
     assert names(tree) == {"tracked", "forced.log", ".gitignore", "new", ".hidden", "build2/none", "a/__/n"}
     assert reasons(tree) == {"run.log": ".gitignore:1: *.log", "build/": ".gitignore:2: build/"}
@@ -107,11 +143,18 @@ def test_send_rules_do_not_bring_back_what_git_hides(tree: Path) -> None:
     (tree / ".gitignore").write_text("1\n")
     (tree / ".sendignore").write_text("!1\n3\n")
     assert names(tree) == {"folder/2", ".gitignore"}
-    assert reasons(tree) == {"1": ".gitignore:1: 1", "3": ".sendignore:2: 3", ".sendignore": "ours: never sent"}
+    assert reasons(tree) == {
+        "1": ".gitignore:1: 1",
+        "3": ".sendignore:2: 3",
+        ".sendignore": "ours: never sent",
+    }
 
 
 def test_folder_of_a_repository_and_a_repository_in_it(tmp_path: Path) -> None:
-    tree = grow(tmp_path / "tree", {".gitignore": b"*.o\n", "sub/a": b"", "sub/b.o": b"", "sub/inner/c": b"", "sub/inner/d": b""})
+    tree = grow(
+        tmp_path / "tree",
+        {".gitignore": b"*.o\n", "sub/a": b"", "sub/b.o": b"", "sub/inner/c": b"", "sub/inner/d": b""},
+    )
     git(tree, "init", "-q")
     git(tree / "sub/inner", "init", "-q")
     (tree / "sub/inner/.gitignore").write_text("d\n")
@@ -148,8 +191,42 @@ def test_missing_folder_is_the_persons_mistake(tmp_path: Path) -> None:
         list_folder(tmp_path / "no")
 
 
-PATHS = ["a", "b", "a.gz", "dir/a", "dir/b.gz", "dir/sub/a", "dir/sub/c d", "other/dir/a", "other/x.log", "#x", "!y", "[z]"]
-_word = st.sampled_from(["a", "b", "*", "**", "?", "dir", "sub", "other", "*.gz", "*.log", "[ab]", "[!a]", "c d", "\\#x", "!y", "\\!y", "\\[z]", "x*"])
+PATHS = [
+    "a",
+    "b",
+    "a.gz",
+    "dir/a",
+    "dir/b.gz",
+    "dir/sub/a",
+    "dir/sub/c d",
+    "other/dir/a",
+    "other/x.log",
+    "#x",
+    "!y",
+    "[z]",
+]
+_word = st.sampled_from(
+    [
+        "a",
+        "b",
+        "*",
+        "**",
+        "?",
+        "dir",
+        "sub",
+        "other",
+        "*.gz",
+        "*.log",
+        "[ab]",
+        "[!a]",
+        "c d",
+        "\\#x",
+        "!y",
+        "\\!y",
+        "\\[z]",
+        "x*",
+    ]
+)
 _line = st.builds(
     lambda bang, lead, words, tail: bang + lead + "/".join(words) + tail,
     st.sampled_from(["", "", "!"]),

@@ -1,5 +1,6 @@
 """Code goes to a host: everything once, only what differs, nothing of the person's lost."""
 
+# ruff: noqa: ASYNC221, ASYNC240 -- what a test sets up and looks at may block; nothing else runs meanwhile.
 from __future__ import annotations
 
 import os
@@ -80,14 +81,19 @@ async def test_only_the_changed_file_travels_and_is_rewritten(host: Host, tmp_pa
 
 async def test_file_becomes_folder_and_folder_becomes_file(host: Host, tmp_path: Path) -> None:
     await host.send(grow(tmp_path / "one", {"x": b"file", "y/z": b"folder", "k": ("l", b"y")}))
-    two = grow(tmp_path / "two", {"x/inner": b"folder now", "y": b"file now", "k/in": b"folder, not through the link"})
+    two = grow(
+        tmp_path / "two",
+        {"x/inner": b"folder now", "y": b"file now", "k/in": b"folder, not through the link"},
+    )
     await host.send(two)
     assert picture(host.directory / "run") == picture(two)
 
 
 async def test_same_content_many_times_travels_once(host: Host, tmp_path: Path) -> None:
     big = os.urandom(400_000)
-    tree = grow(tmp_path / "tree", {**{f"f{n}": b"same" for n in range(50)}, "b1": big, "b2": big, "b3": ("x", big)})
+    tree = grow(
+        tmp_path / "tree", {**{f"f{n}": b"same" for n in range(50)}, "b1": big, "b2": big, "b3": ("x", big)}
+    )
     report = await host.send(tree, sole=True)
     assert (report.sent_files, report.sent_bytes) == (2, 400_004)
     assert picture(host.directory / "run") == picture(tree)
@@ -111,7 +117,9 @@ async def test_files_there_before_survive_and_come_back(host: Host, tmp_path: Pa
     assert os.listdir(host.directory) == ["run"]
 
 
-async def test_what_an_earlier_run_changed_is_kept_aside_when_code_is_sent_again(host: Host, tmp_path: Path) -> None:
+async def test_what_an_earlier_run_changed_is_kept_aside_when_code_is_sent_again(
+    host: Host, tmp_path: Path
+) -> None:
     tree = grow(tmp_path / "tree", {"results.csv": b"header\n"})
     await host.send(tree)
     (host.directory / "run/results.csv").write_bytes(b"header\n1,2,3\n")

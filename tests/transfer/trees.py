@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from liborch.errors import TransferError
 from liborch.transfer.stream import FrameStream
 
 #: What a tree is made of: content of a file, ("x", content) of an executable one, ("l", target) of a link, None for an
@@ -66,7 +67,12 @@ def fingerprint(folder: Path) -> dict[bytes, tuple[int, int, int, int]]:
             full = os.path.join(inside, name)
             status = os.lstat(full)
             when = 0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns
-            found[full] = (status.st_ino, 0 if stat.S_ISDIR(status.st_mode) else status.st_size, status.st_mode, when)
+            found[full] = (
+                status.st_ino,
+                0 if stat.S_ISDIR(status.st_mode) else status.st_size,
+                status.st_mode,
+                when,
+            )
     return found
 
 
@@ -102,6 +108,7 @@ class Dying:
     def _count(self) -> None:
         if self.left <= 0:
             self.stream.lose("cut by the test")
+            raise TransferError("the transfer was interrupted: cut by the test", retriable=True)
         self.left -= 1
 
     async def send(self, head: dict[str, Any], body: bytes = b"") -> None:
