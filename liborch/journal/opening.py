@@ -87,37 +87,45 @@ def open_for_reading(path: Path) -> Opened | None:
     if not os.path.lexists(path):
         return None
     notes: list[str] = []
-    db = connect(path, readonly=True)
-    try:
-        try:
-            version = _identify(db, path)
-        except StorageError:
-            # WAL wants to write its index beside the journal. In a folder where it cannot, and where nothing waits in a
-            # WAL, the file alone is the whole truth.
-            if _wal_size(path):
-                raise
-            db.close()
-            db = connect(path, readonly=True, immutable=True)
-            version = _identify(db, path)
-            notes.append(f"{path.parent} cannot be written: read as a still picture")
-        if version < schema.VERSION:
-            db.close()
-            opened = open_for_writing(path)
-            opened.db.close()
-            assert opened.lock is not None
+    db, version = _connect_for_reading(path, notes)
+    if version < schema.VERSION:
+        db.close()
+        opened = open_for_writing(path)
+        opened.db.close()
+        if opened.lock is not None:
             opened.lock.close()
-            db = connect(path, readonly=True)
-            _identify(db, path)
+        db, version = _connect_for_reading(path, notes)
+    return Opened(db, None, notes)
+
+
+def _connect_for_reading(path: Path, notes: list[str]) -> tuple[sqlite3.Connection, int]:
+    """A connection and the schema's version."""
+    try:
+        return _connect_and_identify(path)
+    except StorageError:
+        # WAL wants to write its index beside the journal. Where the folder does not let it, and nothing waits in a
+        # log, the file alone is the whole truth.
+        if _wal_size(path):
+            raise
+    found = _connect_and_identify(path, immutable=True)
+    notes.append(f"{path.parent} cannot be written: read as a still picture")
+    return found
+
+
+def _connect_and_identify(path: Path, *, immutable: bool = False) -> tuple[sqlite3.Connection, int]:
+    db = connect(path, readonly=True, immutable=immutable)
+    try:
+        return db, _identify(db, path)
     except BaseException:
         db.close()
         raise
-    return Opened(db, None, notes)
 
 
 def connect(path: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.Connection:
     """A bare connection with our settings. Raises StorageError, JournalError."""
     name = "".join(c if c not in "%?#" else f"%{ord(c):02x}" for c in str(path.absolute()))
     options = "mode=ro" if readonly else "mode=rw"
+    db: sqlite3.Connection | None = None
     try:
         db = sqlite3.connect(
             f"file:{name}?{options}{'&immutable=1' if immutable else ''}",
@@ -132,6 +140,8 @@ def connect(path: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.C
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -8000")
     except sqlite3.Error as error:
+        if db is not None:
+            db.close()
         raise translate(error, path, "opening the journal") from error
     return db
 
