@@ -58,7 +58,7 @@ def open_for_writing(path: Path, network: bool | None = None) -> Opened:
                 _recover(path, notes)
             lock.share()
         db = connect(path, readonly=False)
-        version = _identify(db, path)
+        version = identify(db, path)
         if version < schema.VERSION:
             db.close()
             # Alone: a program of the older version must not go on writing into newer tables.
@@ -66,7 +66,7 @@ def open_for_writing(path: Path, network: bool | None = None) -> Opened:
             _migrate(path, notes)
             lock.share()
             db = connect(path, readonly=False)
-            _identify(db, path)
+            identify(db, path)
         opened = Opened(db, lock, notes)
         opened.is_wal = _set_mode(db, path, kind, notes)
         if path.stat().st_size <= CHEAP_CHECK_BYTES:
@@ -101,21 +101,21 @@ def open_for_reading(path: Path) -> Opened | None:
 def _connect_for_reading(path: Path, notes: list[str]) -> tuple[sqlite3.Connection, int]:
     """A connection and the schema's version."""
     try:
-        return _connect_and_identify(path)
+        return _connect_andidentify(path)
     except StorageError:
         # WAL wants to write its index beside the journal. Where the folder does not let it, and nothing waits in a
         # log, the file alone is the whole truth.
         if _wal_size(path):
             raise
-    found = _connect_and_identify(path, immutable=True)
+    found = _connect_andidentify(path, immutable=True)
     notes.append(f"{path.parent} cannot be written: read as a still picture")
     return found
 
 
-def _connect_and_identify(path: Path, *, immutable: bool = False) -> tuple[sqlite3.Connection, int]:
+def _connect_andidentify(path: Path, *, immutable: bool = False) -> tuple[sqlite3.Connection, int]:
     db = connect(path, readonly=True, immutable=immutable)
     try:
-        return db, _identify(db, path)
+        return db, identify(db, path)
     except BaseException:
         db.close()
         raise
@@ -202,7 +202,7 @@ def write_empty(path: Path, *, wal: bool) -> None:
         db.close()
 
 
-def _identify(db: sqlite3.Connection, path: Path) -> int:
+def identify(db: sqlite3.Connection, path: Path) -> int:
     """The schema's version of a journal of ours. Raises JournalError for anything else."""
     try:
         application = db.execute("PRAGMA application_id").fetchone()[0]
@@ -253,7 +253,7 @@ def _recover(path: Path, notes: list[str]) -> None:
     written = _frames(wal_path(path))
     db = connect(path, readonly=False)
     try:
-        _identify(db, path)
+        identify(db, path)
         if db.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
             _busy, valid, _moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if written is None:
