@@ -27,6 +27,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 
@@ -56,9 +57,13 @@ class Entry:
         self.target = target
 
 
+#: A part of a path that leaves its folder, is empty, or is ours.
+_BAD_PART = re.compile(rb"(?:\A|/)(?:\.|\.\.|\.orchestra)?(?:/|\Z)")
+
+
 def is_safe(path):
     """Whether a path stays inside its folder, away from what is ours: no empty part, no `.`, no `..`."""
-    return not any(part in (b"", b".", b"..", b".orchestra") for part in path.split(b"/"))
+    return _BAD_PART.search(path) is None
 
 
 def parse_manifest(data):
@@ -67,19 +72,19 @@ def parse_manifest(data):
     if fields.pop() != b"" or len(fields) % 2:
         raise ValueError("the manifest is cut")
     entries = []
+    bad = _BAD_PART.search
     for at in range(0, len(fields), 2):
         path = fields[at]
-        if not is_safe(path):
+        if bad(path):
             raise ValueError("%r is no path inside a folder" % path)
-        words = fields[at + 1].split(b" ", 1)
-        kind = words[0].decode()
-        if kind in "fx" and len(words) == 2:
-            size, digest = words[1].split(b" ")
-            entries.append(Entry(path, kind, int(size), bytes.fromhex(digest.decode())))
-        elif kind == "l" and len(words) == 2:
-            entries.append(Entry(path, kind, 0, hashlib.sha256(words[1]).digest(), words[1]))
-        elif kind == "d" and len(words) == 1:
-            entries.append(Entry(path, kind))
+        kind, _, rest = fields[at + 1].partition(b" ")
+        if kind == b"f" or kind == b"x":
+            size, _, digest = rest.partition(b" ")
+            entries.append(Entry(path, kind.decode(), int(size), bytes.fromhex(digest.decode())))
+        elif kind == b"l" and rest:
+            entries.append(Entry(path, "l", 0, hashlib.sha256(rest).digest(), rest))
+        elif kind == b"d" and not rest:
+            entries.append(Entry(path, "d"))
         else:
             raise ValueError("%r: unknown kind of entry" % path)
     return entries
@@ -442,19 +447,21 @@ class Placing:
         self._real.add(path)
 
     def _write_file(self, entry, data):
-        full = self._root + b"/" + entry.path
-        with Attempt(full, "putting files in place"):
-            directory = self._parent(entry.path)
-            name = os.path.basename(entry.path)
-            mode = 0o777 if entry.kind == "x" else 0o666
+        path = entry.path
+        mode = 0o777 if entry.kind == "x" else 0o666
+        try:
             if self.fresh:
-                fd = os.open(name, _store.WRITE_FLAGS, mode, dir_fd=directory)
+                at = path.rfind(b"/")
+                parent = path[:at] if at > 0 else b""
+                directory = self._open_fd if parent == self._open_path else self._parent(path)
+                fd = os.open(path[at + 1 :], _store.WRITE_FLAGS, mode, dir_fd=directory)
                 try:
                     self._fill(fd, data)
                     self._note(entry, os.fstat(fd))
                 finally:
                     os.close(fd)
             else:
+                self._parent(path)
                 temporary = self._temporary + b"/" + _store.token()
                 try:
                     fd = os.open(temporary, _store.WRITE_FLAGS, mode)
@@ -466,6 +473,10 @@ class Placing:
                 except BaseException:
                     discard(temporary)
                     raise
+        except OSError as error:
+            raise Trouble(
+                self._root + b"/" + path, error.errno or errno.EIO, "putting files in place"
+            ) from error
         self.written += 1
 
     def _fill(self, fd, data):

@@ -24,6 +24,7 @@ Anything that goes wrong is answered by one `{"t": "error", "kind", "path", "err
 client had under way for that conversation are then read and dropped up to its `{"t": "sent"}`.
 """
 
+import gc
 import hashlib
 import os
 import queue
@@ -214,6 +215,52 @@ def _receive_manifest(link, store, snapshot):
         raise Refused(str(error))
 
 
+class Placer:
+    """Writes small files into place in a thread: making files mostly waits for the kernel, hashing need not."""
+
+    def __init__(self, placing):
+        self.placing = placing
+        self._queue = queue.Queue(maxsize=8)
+        self._trouble = None
+        self._thread = None
+
+    def put(self, contents):
+        """Have [(digest, data)] written. Raises what went wrong with earlier ones."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run)
+            self._thread.daemon = True
+            self._thread.start()
+        if self._trouble is not None:
+            raise self._trouble
+        self._queue.put(contents)
+
+    def _run(self):
+        while True:
+            contents = self._queue.get()
+            if contents is not None and self._trouble is None:
+                try:
+                    for digest, data in contents:
+                        self.placing.write_small(digest, data)
+                except Exception as trouble:
+                    self._trouble = trouble
+            self._queue.task_done()
+            if contents is None:
+                return
+
+    def wait(self):
+        """Wait until all is written. Raises what went wrong."""
+        self._queue.join()
+        if self._trouble is not None:
+            raise self._trouble
+
+    def close(self):
+        """End the thread."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+
 class Receiving:
     """Asks for contents and takes them in, small ones into a pack and, when the folder is new, at once into place."""
 
@@ -224,6 +271,7 @@ class Receiving:
         self.contents = contents
         self.incoming = {}
         self.failed = set()
+        self.placer = Placer(placing)
 
     def round(self):
         """Ask for what is missing until all is there. Raises Refused when a file keeps changing under the client."""
@@ -269,12 +317,14 @@ class Receiving:
             elif kind == "large":
                 self._take_large(head["k"], head["at"], body)
             elif kind == "sent":
+                self.placer.wait()
                 return
             else:
                 raise Refused("unexpected frame %r" % kind)
 
     def _take_small(self, which, sizes, body):
         at = 0
+        good = []
         for k, size in zip(which, sizes):
             data = body[at : at + size]
             at += size
@@ -283,8 +333,9 @@ class Receiving:
                 self.failed.add(k)
                 continue
             self.store.add_small(digest, data)
-            if self.placing.fresh:
-                self.placing.write_small(digest, data)
+            good.append((digest, data))
+        if self.placing.fresh:
+            self.placer.put(good)
 
     def _take_large(self, k, at, body):
         incoming = self.incoming[k]
@@ -299,6 +350,7 @@ class Receiving:
 
     def close(self):
         """Keep what arrived of large contents."""
+        self.placer.close()
         for incoming in self.incoming.values():
             incoming.close()
 
@@ -525,6 +577,7 @@ def serve(link):
 
 def main(argv):
     """Serve the stream whose number is argv[1] on descriptors 0 and 1."""
+    gc.disable()  # nothing here makes cycles, and a large listing would be walked again and again
     serve(Link(int(argv[1]), 0, 1))
     return 0
 

@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from liborch.errors import SpecError
 from liborch.transfer.rules import Rules
@@ -26,8 +27,7 @@ from liborch.transfer.rules import Rules
 OURS = frozenset({b".git", b".sendignore", b".fetchignore", b".orchestra"})
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """An entry that goes out."""
 
     #: Relative to the folder, "/" between parts; the bytes the file system has.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +79,11 @@ class _RuleFile:
         return None
 
 
+#: Of a folder: the rule that hides all in it, or else the files that count there, deepest first, each with how much of
+#: a path's front is not its business.
+_Inside = tuple[Verdict | None, tuple[tuple[int, _RuleFile], ...]]
+
+
 @dataclass
 class Rules:
     """The rules of one kind in a tree.
@@ -91,8 +95,8 @@ class Rules:
 
     root: Path | None
     name: str = ""
-    _files: dict[bytes, list[_RuleFile]] = field(default_factory=dict, repr=False)
-    _folders: dict[bytes, Verdict | None] = field(default_factory=dict, repr=False)
+    #: By folder.
+    _folders: dict[bytes, _Inside] = field(default_factory=dict, repr=False)
     _added: list[_RuleFile] = field(default_factory=list, repr=False)
     #: Whether any rule exists, as far as files were looked for.
     found: bool = False
@@ -117,52 +121,45 @@ class Rules:
     def decide(self, path: bytes, is_folder: bool = False) -> Verdict | None:
         """Return what the rules say of an entry (a path relative to the root); None: they do not mention it."""
         at = path.rfind(b"/")
-        if at > 0:
-            above = self._folder(path[:at])
-            if above is not None and above.ignored:
-                return above
-        return self._folder(path) if is_folder else self._own(path, False)
-
-    def _folder(self, path: bytes) -> Verdict | None:
-        """What the rules say of a folder, or of one it lies in: an ignored folder hides all below."""
-        if path not in self._folders:
-            at = path.rfind(b"/")
-            above = self._folder(path[:at]) if at > 0 else None
-            self._folders[path] = above if above is not None and above.ignored else self._own(path, True)
-        return self._folders[path]
-
-    def _own(self, path: bytes, is_folder: bool) -> Verdict | None:
-        for start, file in self._deepest_first(path):
+        hidden, files = self._inside(path[:at] if at > 0 else b"")
+        if hidden is not None:
+            return hidden
+        for start, file in files:
             verdict = file.decide(path[start:], is_folder)
             if verdict is not None:
                 return verdict
         return None
 
-    def _deepest_first(self, path: bytes) -> Iterator[tuple[int, _RuleFile]]:
-        at = path.rfind(b"/")
-        while at > 0:
-            for file in self._load(path[:at]):
-                yield at + 1, file
-            at = path.rfind(b"/", 0, at)
-        for file in self._load(b""):
-            yield 0, file
+    def _inside(self, folder: bytes) -> _Inside:
+        """What counts for the entries of a folder."""
+        known = self._folders.get(folder)
+        if known is not None:
+            return known
+        above: tuple[tuple[int, _RuleFile], ...] = ()
+        if folder:
+            verdict = self.decide(folder, True)
+            if verdict is not None and verdict.ignored:
+                self._folders[folder] = (verdict, ())
+                return self._folders[folder]
+            at = folder.rfind(b"/")
+            above = self._inside(folder[:at] if at > 0 else b"")[1]
+        own = tuple((len(folder) + 1 if folder else 0, file) for file in self._load(folder))
+        self._folders[folder] = (None, own + above)
+        return self._folders[folder]
 
     def _load(self, folder: bytes) -> list[_RuleFile]:
-        files = self._files.get(folder)
-        if files is None:
-            files = list(reversed(self._added)) if not folder else []
-            if self.root is not None and self.name:
-                file = os.path.join(os.fsencode(self.root), folder, os.fsencode(self.name))
-                try:
-                    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                except OSError:
-                    pass  # none here, or a link, which git does not follow either
-                else:
-                    with open(descriptor, "rb") as opened:
-                        shown = os.fsdecode(os.path.join(folder, os.fsencode(self.name)))
-                        files.insert(0, _RuleFile(opened.read(), shown))
-                        self.found = True
-            self._files[folder] = files
+        files = list(reversed(self._added)) if not folder else []
+        if self.root is None or not self.name:
+            return files
+        path = os.path.join(os.fsencode(self.root), folder, os.fsencode(self.name))
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return files  # none here, or a link, which git does not follow either
+        with open(descriptor, "rb") as opened:
+            shown = os.fsdecode(os.path.join(folder, os.fsencode(self.name)))
+            files.insert(0, _RuleFile(opened.read(), shown))
+            self.found = True
         return files
 
 

@@ -1,6 +1,6 @@
 """Results come back: what was made or changed, whole, and never over what is in the way."""
 
-# ruff: noqa: ASYNC221, ASYNC240 -- what a test sets up and looks at may block; nothing else runs meanwhile.
+# ruff: noqa: ASYNC240 -- what a test sets up and looks at may block; nothing else runs meanwhile.
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,6 @@
 """Code goes to a host: everything once, only what differs, nothing of the person's lost."""
 
-# ruff: noqa: ASYNC221, ASYNC240 -- what a test sets up and looks at may block; nothing else runs meanwhile.
+# ruff: noqa: ASYNC240 -- what a test sets up and looks at may block; nothing else runs meanwhile.
 from __future__ import annotations
 
 import os
