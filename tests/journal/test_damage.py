@@ -165,7 +165,7 @@ CREATE TABLE executions (place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, sta
     submitted_at REAL NOT NULL, started_at REAL, ended_at REAL, record TEXT);
 CREATE TABLE specs (place INTEGER PRIMARY KEY, spec TEXT NOT NULL);
 INSERT INTO orchestrations VALUES (1, 'o1', 'exec', 'old', '{{}}', 'laptop', 17, 1.0, 'ended');
-INSERT INTO executions (place, id, state, host, label, submitted_at) VALUES ((1 << 32) + 4, 'abc', 'waiting', 'h', '', 1.0);
+INSERT INTO executions (place, id, state, host, label, submitted_at) VALUES ((1 << 32) + 4, 'abc', 'WAITING', 'h', '', 1.0);
 INSERT INTO specs VALUES ((1 << 32) + 4, '{{}}');
 """
 
