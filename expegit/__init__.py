@@ -1,0 +1,1 @@
+"""Keep a campaign of experiments in git."""

@@ -1,0 +1,1 @@
+"""Leave hyper-parameter search to algorithms."""

@@ -159,6 +159,10 @@ def serve_send(link, head):
             wanted_lock = _folder.lock_for(store, folder)
             wanted_lock.acquire(exclusive=True)
             lock = wanted_lock
+        with _store.Attempt(folder, "reading the folder's index"):
+            if _folder.is_current(store, folder, snapshot):
+                link.send({"t": "done", "written": 0, "fresh": False, "displaced": []})
+                return
         entries = _receive_manifest(link, store, snapshot)
         placing = _folder.Placing(store, folder, snapshot, entries, bool(head["sole"]))
         placing.begin()

@@ -41,6 +41,7 @@ class AgentLink(Protocol):
         on_events: Callable[[list[AgentEvent]], None],
         on_attached: Callable[[dict[str, Any]], None],
         on_lost: Callable[[str], None],
+        expand: Sequence[str] = (),
     ) -> None:
         """Take part: missed events first, then `on_attached`, then events as they come, `on_lost` at the end."""
 
@@ -248,6 +249,7 @@ class FrameLink:
         on_events: Callable[[list[AgentEvent]], None],
         on_attached: Callable[[dict[str, Any]], None],
         on_lost: Callable[[str], None],
+        expand: Sequence[str] = (),
     ) -> None:
         """See AgentLink."""
         self._on_events = on_events
@@ -256,7 +258,11 @@ class FrameLink:
             on_lost(self._lost)
             return
         self._on_lost = on_lost
-        self._post(frames.encode(0, {"t": "attach", "owner": owner, "ack": ack, "capacity": capacity}))
+        self._post(
+            frames.encode(
+                0, {"t": "attach", "owner": owner, "ack": ack, "capacity": capacity, "expand": list(expand)}
+            )
+        )
 
     def order(self, common: dict[str, Any], orders: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
         """See AgentLink."""

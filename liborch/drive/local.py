@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -39,10 +40,8 @@ class LocalPipe:
         if self._process.stdin is not None:
             self._process.stdin.close()
         if self._process.returncode is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-            except ProcessLookupError:
-                pass
         self._reader.cancel()
 
     def stderr_tail(self) -> bytes:

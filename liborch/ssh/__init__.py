@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from liborch.ssh.channel import Channel
     from liborch.ssh.limits import Completed, Counters, Limits
     from liborch.ssh.pool import Connection, Pool
-    from liborch.ssh.resolve import Endpoint, resolve
+    from liborch.ssh.resolve import Endpoint, resolve_host
 
 _HOMES = {
     "Channel": "channel",
@@ -24,10 +24,10 @@ _HOMES = {
     "Endpoint": "resolve",
     "Limits": "limits",
     "Pool": "pool",
-    "resolve": "resolve",
+    "resolve_host": "resolve",
 }
 
-__all__ = ["Channel", "Completed", "Connection", "Counters", "Endpoint", "Limits", "Pool", "resolve"]
+__all__ = ["Channel", "Completed", "Connection", "Counters", "Endpoint", "Limits", "Pool", "resolve_host"]
 
 
 def __getattr__(name: str) -> Any:

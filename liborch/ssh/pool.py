@@ -19,7 +19,7 @@ from liborch.ssh.channel import Channel
 from liborch.ssh.handshake import Crowded, open_connection
 from liborch.ssh.limits import Completed, Counters, Limits
 from liborch.ssh.pacing import Breaker, Gate, full_jitter
-from liborch.ssh.resolve import Endpoint, resolve
+from liborch.ssh.resolve import Endpoint, resolve_host
 
 if TYPE_CHECKING:
     import asyncssh
@@ -307,7 +307,7 @@ class _Host:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _resolve(self) -> Endpoint:
-        endpoint = await resolve(self.name, self.pool.config_file)
+        endpoint = await resolve_host(self.name, self.pool.config_file)
         if self.via:
             # As `ssh -J a,b`: what b's own configuration says about jumping is overruled by a.
             endpoint = replace(endpoint, jumps=self.via, proxy_command=None)

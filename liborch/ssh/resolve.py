@@ -115,7 +115,7 @@ def parse_name(text: str) -> Written:
     return Written(rest, user, int(port_text) if port_text else None)
 
 
-async def resolve(host: str, config_file: str | None = None) -> Endpoint:
+async def resolve_host(host: str, config_file: str | None = None) -> Endpoint:
     """Resolve a written host with the person's ssh configuration (or `config_file` in its place).
 
     Cancelling kills the `ssh -G` it started.
@@ -270,14 +270,14 @@ def _resolve_without_ssh(host: str, written: Written, config_file: str | None) -
     tokens = _tokens(written.name, target, port, login)
     jump = str(config.get("ProxyJump") or "")
     command = config.get("ProxyCommand")
-    environment = config.get("SetEnv") or {}
+    environment = config.get("SetEnv") or ()
     return Endpoint(
         name=host,
         host=target,
         port=port,
         user=login,
         jumps=() if jump in ("", "none") else tuple(jump.split(",")),
-        proxy_command=" ".join(command) if command else None,
+        proxy_command=str(command) if command else None,
         identity_files=_paths(config.get("IdentityFile") or _DEFAULT_IDENTITIES, tokens),
         certificate_files=_paths(config.get("CertificateFile") or (), tokens),
         identities_only=bool(config.get("IdentitiesOnly")),
@@ -289,6 +289,6 @@ def _resolve_without_ssh(host: str, written: Written, config_file: str | None) -
         keepalive_interval_s=_seconds(str(config.get("ServerAliveInterval") or "")),
         keepalive_count=config.get("ServerAliveCountMax"),
         send_env=tuple(config.get("SendEnv") or ()),
-        set_env=dict(environment),
+        set_env=dict(pair.split("=", 1) for pair in environment),
         family=int(config.get("AddressFamily") or socket.AF_UNSPEC),
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liborch.errors import PatternError
-from runaway.patterns import AFTER, BEFORE, caller_variables, parse_output, parse_remote
+from liborch.patterns import AFTER, BEFORE, caller_variables, parse_output, parse_remote
 
 VALUES = {
     "RUNAWAY_PATH": "$HOME/orchestra",

@@ -1,0 +1,978 @@
+"""The asyncio side of one orchestration: feeds the core events, carries out its actions, hands back futures.
+
+Order of things, always: events go through the core, then into the journal, then the actions they caused are carried
+out, then agents get their acknowledgements. So whatever was handed over is on record, and whatever is
+acknowledged is, too: a client killed between any two of these steps is continued by the next one.
+
+State of an execution is the core's; this file keeps only what cannot be decided on: links, tasks, bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from liborch.core import actions as act
+from liborch.core import events as ev
+from liborch.core.machine import Orchestration, Policy
+from liborch.drive.follow import follow
+from liborch.drive.link import AgentEvent
+from liborch.drive.orders import order_of, remote_folder, spec_to_json
+from liborch.drive.outputs import OnOutput, Sink
+from liborch.drive.results import Result, record_of, result_of
+from liborch.drive.targets import Target
+from liborch.drive.transfers import Snapshots, collect, stage, tidy, values_after
+from liborch.errors import (
+    AgentError,
+    HostUnreachable,
+    InvariantError,
+    OrchestraError,
+    SpecError,
+    StorageError,
+    TransferError,
+    WorldError,
+)
+from liborch.journal import Change, Group, NewExecution, Writer
+from liborch.specs import ExecutionSpec
+from liborch.ssh import Pool
+from liborch.transfer.send import Progress
+
+#: Output up to so many bytes per stream is put into a Result.
+RESULT_BYTES = 64 << 20
+#: Tries of a transfer that fails while its link is up.
+TRANSFER_TRIES = 3
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Recorded(msgspec.Struct, array_like=True):
+    """A group of events as the journal keeps it."""
+
+    now: float
+    events: list[ev.AnyEvent]
+    acks: dict[str, int]
+
+
+_decode = msgspec.msgpack.Decoder(Recorded).decode
+
+#: Told what happens: (what, execution, fields). For people's messages; decides nothing.
+Listener = Callable[[str, str, dict[str, Any]], None]
+
+
+class Execution:
+    """An execution as its submitter holds it. Await it for the Result.
+
+    Awaiting it twice is fine. Cancelling an await does not cancel the execution; `cancel()` does.
+    """
+
+    __slots__ = (
+        "_driver",
+        "_future",
+        "attempt",
+        "following",
+        "host",
+        "id",
+        "lease",
+        "node",
+        "result",
+        "sink",
+        "spec",
+        "state",
+        "terminal",
+    )
+
+    def __init__(self, driver: Driver, x: str, host: str, spec: ExecutionSpec, lease: str = "") -> None:
+        self._driver = driver
+        self._future: asyncio.Future[Result] | None = None
+        self.id = x
+        self.host = host
+        self.spec = spec
+        self.lease = lease
+        self.state = "waiting"
+        self.node = ""
+        self.attempt = 1
+        self.result: Result | None = None
+        self.sink: Sink | None = None
+        self.following: asyncio.Task[None] | None = None
+        #: The stream to its pseudo-terminal, while there is one.
+        self.terminal: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Execution {self.id}: {self.state}{f' on {self.node}' if self.node else ''}>"
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        return self.wait().__await__()
+
+    async def wait(self) -> Result:
+        """Return the Result when it is over. Cancelling leaves the execution as it is.
+
+        Raises:
+            WorldError: No node could be used (the error says why).
+            SpecError: No node could ever run it.
+        """
+        if self.result is not None:
+            return self.result
+        return await asyncio.shield(self._get_future())
+
+    def _get_future(self) -> asyncio.Future[Result]:
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+        return self._future
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is over."""
+        return self.result is not None or (self._future is not None and self._future.done())
+
+    def cancel(self) -> None:
+        """Ask for its end; the Result then says `cancelled`. Fine at any time."""
+        self._driver.post(ev.CancelAsked(self.id))
+
+    def pause(self) -> None:
+        """Stop its processes. Only what runs can be paused."""
+        self._driver.post(ev.PauseAsked(self.id))
+
+    def resume(self) -> None:
+        """Let its processes go on."""
+        self._driver.post(ev.ResumeAsked(self.id))
+
+    def explain(self) -> list[str]:
+        """Why it is not further than it is, condition by condition."""
+        return self._driver.core.explain(self.id)
+
+
+class Driver:
+    """Drives one orchestration.
+
+    Args:
+        orchestration: Its id: the owner's name at the agents.
+        writer: The journal.
+        pool: SSH connections.
+        state_folder: For outputs.
+        policy: The core's.
+        snapshots: Shared between drivers of one client.
+        listener: Told what happens.
+    """
+
+    def __init__(
+        self,
+        orchestration: str,
+        writer: Writer,
+        pool: Pool,
+        state_folder: Path,
+        *,
+        policy: Policy | None = None,
+        snapshots: Snapshots | None = None,
+        listener: Listener | None = None,
+        progress: Callable[[str, str], Progress | None] | None = None,
+    ) -> None:
+        self.orchestration = orchestration
+        self.core = Orchestration(policy, random.Random())
+        self.executions: dict[str, Execution] = {}
+        self.targets: dict[str, Target] = {}
+        self.snapshots = snapshots or Snapshots(None)
+        #: Set by a caller who leaves on purpose: what runs goes on.
+        self.detached = False
+        #: What made it impossible to go on.
+        self.fatal: BaseException | None = None
+        #: {(execution, node): its folder there}
+        self._folders: dict[tuple[str, str], str] = {}
+        self._writer = writer
+        self._pool = pool
+        self._state_folder = state_folder
+        self._listener = listener
+        self._progress = progress or (lambda _what, _x: None)
+        self._inbox: list[ev.AnyEvent] = []
+        self._new: list[NewExecution] = []
+        self._details: dict[str, dict[str, Any]] = {}
+        self._grants: dict[str, asyncio.Future[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_execution: dict[str, asyncio.Task[None]] = {}
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._wake = asyncio.Event()
+        self._linked = asyncio.Condition()
+        self._idle = asyncio.Event()
+        self._offset = -time.monotonic()
+        self._count = 0
+        self._closing = False
+        self._pump_task = asyncio.ensure_future(self._pump())
+
+    def __repr__(self) -> str:
+        return f"<Driver {self.orchestration[:8]}: {len(self.executions)} live, {len(self.targets)} nodes>"
+
+    # ------------------------------------------------------------------ the caller's side
+
+    def add(self, target: Target) -> None:
+        """Make a node known. Its link is opened when there is work."""
+        self.targets[target.name] = target
+        self.post(ev.NodeAdded(target.name, target.profile.name))
+
+    def submit(
+        self,
+        x: str,
+        spec: ExecutionSpec,
+        host: str,
+        *,
+        batch: str = "",
+        lease: str = "",
+        on_output: OnOutput | None = None,
+        keep_output: bool = True,
+    ) -> Execution:
+        """Take in an execution. It is on record before anything of it starts."""
+        execution = Execution(self, x, host, spec, lease)
+        if spec.live or spec.tty:
+            execution.sink = Sink(self._state_folder / "outputs" / x, on_output, keep=keep_output)
+        self.executions[x] = execution
+        self._count += 1
+        self._new.append(NewExecution(x, self._count, spec.label, host, spec_to_json(spec)))
+        self.post(submitted(x, spec, batch, lease))
+        return execution
+
+    async def hold(self, x: str, spec: ExecutionSpec, host: str) -> str:
+        """Ask for room; returns the node's name when it is held.
+
+        Cancelled: the room is given back, also when the grant came in the same tick. Raises what `Execution.wait` raises.
+        """
+        execution = Execution(self, x, host, spec)
+        self.executions[x] = execution
+        self._count += 1
+        self._new.append(NewExecution(x, self._count, spec.label or "slot", host, spec_to_json(spec)))
+        grant: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._grants[x] = grant
+        self.post(submitted(x, spec, "", "", is_slot=True))
+        try:
+            return await grant
+        except asyncio.CancelledError:
+            self.abandon(x)
+            raise
+        finally:
+            self._grants.pop(x, None)
+
+    def abandon(self, x: str) -> None:
+        """A slot request is over, in whatever state."""
+        self.post(ev.SlotAbandoned(x))
+
+    async def wait_idle(self) -> None:
+        """Return when nothing is left to do."""
+        while self.executions:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def post(self, event: ev.AnyEvent) -> None:
+        """Put an event on its way to the core."""
+        self._inbox.append(event)
+        self._wake.set()
+
+    async def replay(self, groups: Iterable[bytes], executions: Iterable[Execution]) -> None:
+        """Take over from a client that is gone: rebuild the core from its events, then go on.
+
+        Args:
+            groups: Payloads from the journal, in order.
+            executions: Those that are not final.
+        """
+        last = 0.0
+        for payload in groups:
+            recorded = _decode(payload)
+            last = recorded.now
+            for event in recorded.events:
+                self.core.handle(event, recorded.now)
+            for node, n in recorded.acks.items():
+                if node in self.targets:
+                    self.targets[node].acked = self.targets[node].received = n
+        self._offset = last - time.monotonic()
+        for execution in executions:
+            self.executions[execution.id] = execution
+            item = self.core.items.get(execution.id)
+            if item is not None:
+                execution.attempt = item.attempt
+                execution.state = item.state.lower()
+                execution.node = item.node.name if item.node is not None else ""
+            self._count += 1
+        self.post(ev.Restarted())
+
+    async def close(self, *, cancel: bool = False, timeout_s: float = 20.0) -> None:
+        """Stop driving; what runs goes on, unless `cancel`: then everything is ended first, as far as `timeout_s` allows."""
+        if cancel and self.fatal is None:
+            for x in list(self.executions):
+                self.post(ev.CancelAsked(x))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.wait_idle()
+        self._closing = True
+        self._wake.set()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await self._pump_task
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for target in self.targets.values():
+            if target.link is not None:
+                link, target.link = target.link, None
+                await link.close()
+        for execution in self.executions.values():
+            if execution.sink is not None:
+                execution.sink.close()
+
+    # ------------------------------------------------------------------ the pump
+
+    def _now(self) -> float:
+        return time.monotonic() + self._offset
+
+    async def _pump(self) -> None:
+        try:
+            while True:
+                await self._wait_for_events()
+                if self._closing and not self._inbox:
+                    return
+                await self._turn()
+        except BaseException as error:
+            self.fatal = error
+            self._fail_everybody(error)
+            raise
+
+    async def _wait_for_events(self) -> None:
+        if self._inbox:
+            return
+        self._wake.clear()
+        deadline = self.core.next_deadline()
+        if deadline is None:
+            await self._wake.wait()
+            return
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._now())):
+                await self._wake.wait()
+        except TimeoutError:
+            if not self._inbox:
+                self._inbox.append(ev.Tick())
+
+    async def _turn(self) -> None:
+        """One round: decide, record, act, acknowledge."""
+        events, self._inbox = self._inbox, []
+        new, self._new = self._new, []
+        received = {
+            name: target.received for name, target in self.targets.items() if target.received > target.acked
+        }
+        now = self._now()
+        actions: list[act.AnyAction] = []
+        for event in events:
+            actions += self.core.handle(event, now)
+        changes = self._changes(events, actions)
+        payload = _encode(Recorded(now, events, received))
+        await self._writer.commit(Group(self.orchestration, time.time(), len(events), payload, new, changes))
+        self._carry_out(actions)
+        for name, n in received.items():
+            target = self.targets[name]
+            target.acked = n
+            if target.link is not None:
+                target.link.tell("ack", n=n)
+
+    def _changes(self, events: list[ev.AnyEvent], actions: list[act.AnyAction]) -> list[Change]:
+        """What the events and actions of a round mean for the journal's table of executions."""
+        states: dict[str, str] = {}
+        final: list[Change] = []
+        for event in events:
+            if isinstance(event, ev.Started):
+                states[event.x] = "running"
+            elif isinstance(event, ev.Paused):
+                states[event.x] = "paused"
+            elif isinstance(event, ev.Continued):
+                states[event.x] = "running"
+        for action in actions:
+            if isinstance(action, act.Hand):
+                self._moved(action.x, "placed", action.node)
+                states.setdefault(action.x, "placed")
+            elif isinstance(action, act.Stage):
+                self._moved(action.x, "staging", action.node)
+                states[action.x] = "staging"
+            elif isinstance(action, act.Collect):
+                states[action.x] = "collecting"
+            elif isinstance(action, act.Retry):
+                states[action.x] = "waiting"
+            elif isinstance(action, act.Finish):
+                states.pop(action.x, None)
+                final.append(self._final(action))
+        changes = []
+        for x, state in states.items():
+            execution = self.executions.get(x)
+            if execution is None or x not in self.core.items:
+                continue
+            execution.state = state
+            detail = self._details.get(x, {})
+            changes.append(
+                Change(
+                    x,
+                    state,
+                    node=execution.node or None,
+                    attempt=execution.attempt,
+                    started_at=detail.get("start"),
+                )
+            )
+        return changes + final
+
+    def _moved(self, x: str, state: str, node: str) -> None:
+        execution = self.executions.get(x)
+        if execution is not None:
+            execution.node = node
+            item = self.core.items.get(x)
+            if item is not None:
+                execution.attempt = item.attempt
+
+    def _final(self, action: act.Finish) -> Change:
+        execution = self.executions.get(action.x)
+        detail = self._details.pop(action.x, {})
+        node = execution.node if execution is not None else ""
+        host = execution.host if execution is not None else ""
+        result = result_of(
+            action.x,
+            action.state,
+            action.reason,
+            action.code,
+            action.why,
+            action.attempts,
+            host,
+            node,
+            detail,
+        )
+        if execution is not None:
+            execution.state = result.state
+            execution.result = result
+        ended = (
+            (result.started_at + (result.duration_s or 0.0)) if result.started_at is not None else time.time()
+        )
+        return Change(
+            action.x,
+            result.state,
+            reason=result.reason,
+            exit_code=result.exit_code,
+            signal=result.signal,
+            node=node or None,
+            attempt=action.attempts,
+            started_at=result.started_at,
+            ended_at=ended,
+            record=record_of(detail, {"why": result.why, "attempts": action.attempts}).decode(),
+        )
+
+    # ------------------------------------------------------------------ actions
+
+    def _carry_out(self, actions: list[act.AnyAction]) -> None:
+        hands: dict[str, list[act.Hand]] = {}
+        told: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        for action in actions:
+            if isinstance(action, act.Hand):
+                hands.setdefault(action.node, []).append(action)
+            elif isinstance(action, act.Finish):
+                self._finish(action)
+            elif isinstance(action, act.Cancel):
+                self._cancel_at_node(action, told)
+            elif isinstance(action, act.Recall):
+                told.setdefault((action.node, "recall"), []).append((action.x, action.attempt))
+            elif isinstance(action, act.Pause):
+                told.setdefault((action.node, "pause"), []).append((action.x, action.attempt))
+            elif isinstance(action, act.Resume):
+                told.setdefault((action.node, "resume"), []).append((action.x, action.attempt))
+            elif isinstance(action, act.Connect):
+                self._spawn(self._connect(self.targets[action.node], action.attempt))
+            elif isinstance(action, act.Stage):
+                self._spawn_for(action.x, self._stage(action.x, self.targets[action.node]))
+            elif isinstance(action, act.Collect):
+                self._spawn_for(action.x, self._collect(action.x, self.targets[action.node]))
+            elif isinstance(action, act.Unstage):
+                execution = self.executions.get(action.x)
+                if execution is not None and execution.spec.transfer is not None:
+                    self._spawn_for(action.x, self._unstage(execution, self.targets[action.node]))
+            elif isinstance(action, act.Grant):
+                grant = self._grants.get(action.x)
+                if grant is not None and not grant.done():
+                    grant.set_result(action.node)
+            elif isinstance(action, act.Retry):
+                self._tell("retry", action.x, attempt=action.attempt, reason=action.reason)
+        for node, group in hands.items():
+            self._hand(self.targets[node], group)
+        for (node, kind), ids in told.items():
+            link = self.targets[node].link
+            if link is not None:
+                link.tell(kind, ids=ids)
+
+    def _hand(self, target: Target, hands: list[act.Hand]) -> None:
+        link = target.link
+        if link is None:
+            return  # The core hands over again when the link is open.
+        orders = []
+        common = {
+            "env": {
+                "RUNAWAY_REMOTE": target.profile.name,
+                "RUNAWAY_PATH": target.directory,
+                "RUNAWAY_NODES": target.name,
+            },
+            "node": target.name,
+        }
+        for hand in hands:
+            execution = self.executions.get(hand.x)
+            if execution is None:
+                continue
+            item = self.core.items.get(hand.x)
+            if item is not None and item.is_slot:
+                resources = execution.spec.resources
+                own: dict[str, Any] = {"hold": True, "gpus": resources.gpus, "mem": resources.memory_bytes}
+                if resources.cpus is not None:
+                    own["cpus"] = resources.cpus
+            else:
+                own = self._order(execution, target)
+            orders.append((hand.x, hand.attempt, own))
+            if execution.sink is not None and execution.following is None:
+                execution.following = self._spawn(self._follow(execution))
+        link.order(common, orders)
+
+    def _order(self, execution: Execution, target: Target) -> dict[str, Any]:
+        spec = execution.spec
+        folder = spec.folder
+        variables: dict[str, str] = {}
+        if spec.transfer is not None:
+            folder = self._folder(execution)
+            variables = {**spec.transfer.variables, "RUNAWAY_PATH": target.directory, "RUNAWAY_PWD": folder}
+        return order_of(spec, folder=folder, variables=variables, lease=execution.lease)
+
+    def _folder(self, execution: Execution) -> str:
+        """The execution's remote folder, as its host expanded it."""
+        folder = self._folders.get((execution.id, execution.node))
+        if folder is None:
+            raise InvariantError(f"{execution!r} is handed over before its folder is known")
+        return folder
+
+    def _cancel_at_node(self, action: act.Cancel, told: dict[tuple[str, str], list[tuple[str, int]]]) -> None:
+        item = self.core.items.get(action.x)
+        link = self.targets[action.node].link
+        if item is not None and item.is_slot:
+            if link is not None:
+                link.tell("unhold", lease=action.x)
+        else:
+            told.setdefault((action.node, "cancel"), []).append((action.x, action.attempt))
+
+    def _finish(self, action: act.Finish) -> None:
+        execution = self.executions.pop(action.x, None)
+        if execution is None:
+            return
+        self._folders.pop((execution.id, execution.node), None)
+        self._spawn_end(execution, action)
+        self._tell("finished", action.x, state=action.state, reason=action.reason, why=action.why)
+        if not self.executions:
+            self._idle.set()
+
+    def _spawn_end(self, execution: Execution, action: act.Finish) -> None:
+        grant = self._grants.get(execution.id)
+        error = self._error_for(action) if action.reason in ("refused", "staging") else None
+        if grant is not None and not grant.done():
+            grant.set_exception(error or WorldError(action.why or f"the slot request ended: {action.reason}"))
+        if execution.following is not None and error is None:
+            self._spawn(self._finish_followed(execution))
+            return
+        if execution.sink is not None:
+            execution.sink.close()
+        self._settle(execution, error)
+
+    async def _finish_followed(self, execution: Execution) -> None:
+        """The verdict is here; the last of the output may still be on its way."""
+        assert execution.following is not None and execution.sink is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10.0):
+                await asyncio.wait([execution.following])
+        execution.following.cancel()
+        result = execution.result
+        sink = execution.sink
+        if result is not None and sink.offsets["out"] < len(result.stdout):
+            sink.write("out", 0, result.stdout)
+        if result is not None and sink.offsets["err"] < len(result.stderr):
+            sink.write("err", 0, result.stderr)
+        if (
+            result is not None
+            and len(result.stdout) == result.stdout_bytes
+            and len(result.stderr) == result.stderr_bytes
+            and not execution.spec.tty
+        ):
+            sink.discard()
+        sink.close()
+        self._settle(execution, None)
+
+    def _settle(self, execution: Execution, error: OrchestraError | None) -> None:
+        future = execution._get_future() if error is not None else execution._future
+        if future is None or future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+            future.exception()
+        elif execution.result is not None:
+            future.set_result(execution.result)
+
+    def _error_for(self, action: act.Finish) -> OrchestraError:
+        for target in self.targets.values():
+            if target.error is not None:
+                return target.error
+        return SpecError(action.why)
+
+    def _fail_everybody(self, error: BaseException) -> None:
+        for execution in self.executions.values():
+            future = execution._get_future()
+            if not future.done():
+                future.set_exception(
+                    error
+                    if isinstance(error, OrchestraError)
+                    else InvariantError(f"the driver ended: {error!r}")
+                )
+                future.exception()
+        for grant in self._grants.values():
+            if not grant.done():
+                grant.set_exception(InvariantError(f"the driver ended: {error!r}"))
+        self._idle.set()
+
+    def _tell(self, what: str, x: str, **fields: Any) -> None:
+        if self._listener is not None:
+            self._listener(what, x, fields)
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _spawn_for(self, x: str, work: Any) -> None:
+        """One task at a time per execution: asking again replaces what a torn link left hanging."""
+        old = self._by_execution.pop(x, None)
+        if old is not None:
+            old.cancel()
+        task = self._spawn(work)
+        self._by_execution[x] = task
+
+        def gone(_task: asyncio.Task[None]) -> None:
+            if self._by_execution.get(x) is task:
+                del self._by_execution[x]
+
+        task.add_done_callback(gone)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self.fatal is None:
+            self.fatal = task.exception()
+            self._fail_everybody(task.exception() or InvariantError("a task ended"))
+
+    # ------------------------------------------------------------------ links
+
+    async def _connect(self, target: Target, attempt: int) -> None:
+        self._tell("connecting", "", node=target.name, attempt=attempt)
+        try:
+            link = await target.open(self._pool)
+        except (HostUnreachable, AgentError, StorageError) as error:
+            target.error = error
+            self._tell("unreachable", "", node=target.name, why=str(error))
+            if error.retriable and isinstance(error, HostUnreachable | AgentError):
+                self.post(ev.LinkLost(target.name, str(error)))
+            else:
+                self.post(ev.LinkRefused(target.name, str(error)))
+            return
+        except OrchestraError as error:
+            target.error = error
+            self._tell("unreachable", "", node=target.name, why=str(error))
+            self.post(ev.LinkRefused(target.name, str(error)))
+            return
+        target.error = None
+        target.link = link
+
+        def attached(head: dict[str, Any]) -> None:
+            self._on_attached(target, head)
+
+        def lost(why: str) -> None:
+            if target.link is link:
+                target.link = None
+                self._tell("lost", "", node=target.name, why=why)
+                self.post(ev.LinkLost(target.name, why))
+
+        await link.attach(
+            self.orchestration,
+            target.acked,
+            target.capacity,
+            lambda events: self._on_agent_events(target, events),
+            attached,
+            lost,
+            expand=[target.profile.directory],
+        )
+
+    def _on_attached(self, target: Target, head: dict[str, Any]) -> None:
+        room = head["room"]
+        hello = target.link.hello if target.link is not None else {}
+        target.directory = head["expanded"][0] if head.get("expanded") else ""
+        target.state_id = str(hello.get("state_id", ""))
+        holding = tuple((str(x), int(attempt), str(state)) for x, attempt, state in head["holding"])
+        self._tell("linked", "", node=target.name)
+        self.post(
+            ev.LinkOpened(
+                target.name,
+                target.state_id,
+                int(room["cpus"]),
+                int(room["memory_bytes"]),
+                len(room["gpus"]),
+                holding,
+            )
+        )
+        self._spawn(self._announce_link())
+
+    async def _announce_link(self) -> None:
+        async with self._linked:
+            self._linked.notify_all()
+
+    def _on_agent_events(self, target: Target, events: list[AgentEvent]) -> None:
+        inbox = self._inbox
+        for n, _owner, kind, x, attempt, detail in events:
+            if n <= target.received:
+                continue
+            target.received = n
+            if kind == "ended":
+                self._details[x] = detail
+                left = bool(detail.get("files"))
+                inbox.append(ev.Ended(x, attempt, detail["reason"], detail.get("code"), left))
+                if "outcome" in detail:
+                    self._read_outcome(detail)
+            elif kind == "started":
+                self._details[x] = detail
+                inbox.append(ev.Started(x, attempt))
+                self._tell("started", x, node=target.name, slot=detail.get("slot"))
+            elif kind == "held":
+                self._details[x] = detail
+                inbox.append(ev.Started(x, attempt))
+            elif kind == "unheld":
+                inbox.append(ev.Ended(x, attempt, "exit", 0))
+            elif kind == "recalled":
+                inbox.append(ev.Recalled(x, attempt))
+            elif kind == "refused":
+                inbox.append(ev.Refused(x, attempt, str(detail.get("why", ""))))
+            elif kind == "paused":
+                inbox.append(ev.Paused(x, attempt))
+            elif kind == "resumed":
+                inbox.append(ev.Continued(x, attempt))
+        self._wake.set()
+
+    @staticmethod
+    def _read_outcome(detail: dict[str, Any]) -> None:
+        from liborch.profiles import procedures
+
+        raw = detail.pop("outcome").encode("latin-1")
+        try:
+            detail["variables"] = procedures.parse_outcome(raw).variables
+        except OrchestraError as error:
+            detail["why"] = f"{detail.get('why', '')} {error}".strip()
+
+    async def _wait_link(self, target: Target) -> None:
+        async with self._linked:
+            await self._linked.wait_for(lambda: target.link is not None and bool(target.directory))
+
+    # ------------------------------------------------------------------ files and output
+
+    async def _resolve(self, execution: Execution, target: Target) -> str:
+        """Have the host expand the remote folder; remembered."""
+        key = (execution.id, target.name)
+        known = self._folders.get(key)
+        if known is None:
+            transfer = execution.spec.transfer
+            assert transfer is not None and target.link is not None
+            reply = await target.link.ask("expand", texts=[remote_folder(transfer, target.directory)])
+            known = self._folders[key] = str(reply["texts"][0])
+        return known
+
+    async def _stage(self, x: str, target: Target) -> None:
+        execution = self.executions.get(x)
+        if execution is None or target.link is None or execution.spec.transfer is None:
+            return
+        transfer = execution.spec.transfer
+        try:
+            snapshot = await self.snapshots.of(transfer)
+        except OrchestraError as error:
+            self.post(ev.StageFailed(x, str(error)))
+            return
+        lock = self._locks.setdefault((target.name, snapshot.id), asyncio.Lock())
+        for attempt in range(1, TRANSFER_TRIES + 1):
+            link = target.link
+            if link is None:
+                return  # Asked again when it is back.
+            stream = None
+            try:
+                folder = await self._resolve(execution, target)
+                async with lock:
+                    stream = link.open_stream("transfer")
+                    report = await stage(
+                        stream,
+                        transfer,
+                        snapshot,
+                        folder,
+                        target.directory,
+                        target.name,
+                        self._progress("sending", x),
+                    )
+            except (TransferError, AgentError, StorageError) as error:
+                if target.link is not link or target.link is None:
+                    return
+                if not error.retriable or attempt == TRANSFER_TRIES or isinstance(error, StorageError):
+                    target.error = error if not isinstance(error, AgentError) else target.error
+                    self.post(ev.StageFailed(x, str(error)))
+                    return
+                await asyncio.sleep(0.2 * attempt)
+            else:
+                self._tell(
+                    "sent",
+                    x,
+                    node=target.name,
+                    files=report.sent_files,
+                    bytes=report.sent_bytes,
+                    folder=folder,
+                )
+                self.post(ev.Staged(x, target.name))
+                return
+            finally:
+                if stream is not None:
+                    await stream.close()
+
+    async def _unstage(self, execution: Execution, target: Target) -> None:
+        """Best effort: what was sent for nothing is taken away again, if the node can be reached."""
+        folder = self._folders.get((execution.id, target.name))
+        transfer = execution.spec.transfer
+        if folder is None or target.link is None or transfer is None:
+            return
+        stream = target.link.open_stream("transfer")
+        with contextlib.suppress(OrchestraError):
+            await tidy(stream, transfer, folder, target.directory, target.name)
+        await stream.close()
+
+    async def _collect(self, x: str, target: Target) -> None:
+        """Bring home what an ended execution left: its output, then its results; then tidy up."""
+        execution = self.executions.get(x)
+        if execution is None or target.link is None:
+            return
+        detail = self._details.setdefault(x, {})
+        why = ""
+        for attempt in range(1, TRANSFER_TRIES + 1):
+            link = target.link
+            if link is None:
+                return  # Asked again when it is back.
+            try:
+                if detail.get("files"):
+                    await self._fetch_output(execution, target, detail)
+                if execution.spec.transfer is not None:
+                    why = await self._fetch_results(execution, target, detail)
+            except (TransferError, AgentError) as error:
+                if target.link is not link or target.link is None:
+                    return
+                if error.retriable and attempt < TRANSFER_TRIES:
+                    await asyncio.sleep(0.2 * attempt)
+                    continue
+                why = str(error)
+            except (StorageError, OrchestraError) as error:
+                why = str(error)
+            break
+        if why:
+            self._tell("trouble", x, why=why)
+            detail["collect_error"] = why
+        elif detail.get("files"):
+            link = target.link
+            if link is not None:
+                link.tell("drop", ids=[(x, execution.attempt)])
+        self.post(ev.Collected(x, why))
+
+    async def _fetch_output(self, execution: Execution, target: Target, detail: dict[str, Any]) -> None:
+        if execution.sink is None:
+            execution.sink = Sink(self._state_folder / "outputs" / execution.id)
+        sink = execution.sink
+        if execution.following is None or execution.following.done():
+            execution.following = self._spawn(self._follow(execution, detail))
+        await asyncio.wait([execution.following])
+        sizes = {"out": detail.get("out_size", 0), "err": detail.get("err_size", 0)}
+        if not execution.spec.tty and any(sink.offsets[name] < sizes[name] for name in sizes):
+            raise TransferError(f"{execution.id}: its output did not come whole", retriable=True)
+        for name in ("out", "err"):
+            if sizes[name] <= RESULT_BYTES and sink.keep:
+                text = await asyncio.to_thread(sink.read, name, sizes[name])
+                if len(text) <= (8 << 10):
+                    detail[name] = text.decode("latin-1")
+        detail["kept"] = sink.keep
+
+    async def _fetch_results(self, execution: Execution, target: Target, detail: dict[str, Any]) -> str:
+        transfer = execution.spec.transfer
+        assert transfer is not None and target.link is not None
+        folder = await self._resolve(execution, target)
+        if transfer.fetch:
+            stream = target.link.open_stream("transfer")
+            try:
+                values = values_after(detail, folder, target.name)
+                where, report = await collect(
+                    stream,
+                    transfer,
+                    folder,
+                    target.directory,
+                    target.name,
+                    values,
+                    self._progress("fetching", execution.id),
+                )
+            finally:
+                await stream.close()
+            detail["output_folder"] = str(where)
+            detail["fetched_files"] = report.files
+            detail["refused"] = report.refused
+            self._tell(
+                "fetched",
+                execution.id,
+                files=report.files,
+                bytes=report.bytes,
+                folder=str(where),
+                refused=report.refused,
+            )
+        if transfer.leave != "everything":
+            stream = target.link.open_stream("transfer")
+            try:
+                await tidy(stream, transfer, folder, target.directory, target.name)
+            finally:
+                await stream.close()
+            self._tell("tidied", execution.id, node=target.name)
+        return ""
+
+    async def _follow(self, execution: Execution, detail: dict[str, Any] | None = None) -> None:
+        """Bring output home as it is written, over as many links as it takes."""
+        assert execution.sink is not None
+        while True:
+            target = self.targets[execution.node]
+            await self._wait_link(target)
+            link = target.link
+            if link is None:
+                continue
+            ended = detail or self._details.get(execution.id)
+            final = None
+            if ended is not None and ended.get("files") and not execution.spec.tty:
+                final = {"out": ended.get("out_size", 0), "err": ended.get("err_size", 0)}
+            try:
+                if await follow(link, execution, final):
+                    return
+            except (TransferError, AgentError):
+                await asyncio.sleep(0.05)
+
+
+def submitted(x: str, spec: ExecutionSpec, batch: str, lease: str, *, is_slot: bool = False) -> ev.Submitted:
+    """The core's view of a spec."""
+    resources = spec.resources
+    transfer = spec.transfer
+    return ev.Submitted(
+        x,
+        batch,
+        resources.counted_cpus,
+        resources.memory_bytes,
+        resources.gpus,
+        spec.priority,
+        spec.walltime_s,
+        spec.retries,
+        spec.retry_on,
+        staged=transfer is not None,
+        collected=transfer is not None,
+        lease=lease,
+        is_slot=is_slot,
+    )

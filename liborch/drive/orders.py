@@ -1,0 +1,69 @@
+"""From a spec to the order an agent understands: only what differs from an agent's own defaults."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from liborch.profiles import procedures
+from liborch.specs import ExecutionSpec, Transfer
+
+
+def order_of(
+    spec: ExecutionSpec, *, folder: str | None, variables: dict[str, str], lease: str = ""
+) -> dict[str, Any]:
+    """Return the order's own part.
+
+    Args:
+        folder: Where it runs, as the host expanded it; None: in the home folder.
+        variables: RUNAWAY_* of this execution, under what the spec sets itself.
+        lease: The slot it runs in.
+    """
+    resources = spec.resources
+    order: dict[str, Any] = {}
+    if spec.procedure:
+        order["argv"] = list(procedures.argv(spec.procedure, spec.argv))
+        order["outcome"] = True
+    else:
+        order["argv"] = list(spec.argv)
+    env = {**variables, **spec.env}
+    if env:
+        order["env"] = env
+    if folder is not None:
+        order["cwd"] = folder
+    for name, value in (
+        ("cpus", resources.cpus),
+        ("mem", resources.memory_bytes),
+        ("gpus", resources.gpus),
+        ("numa", resources.numa),
+        ("wall", spec.walltime_s),
+        ("tty", list(spec.tty) if spec.tty else None),
+        ("lease", lease),
+        ("keep", spec.keep_survivors),
+        ("live", spec.live),
+    ):
+        if value or (name == "numa" and value is not None):
+            order[name] = value
+    if spec.grace_s != 10.0:
+        order["grace"] = spec.grace_s
+    return order
+
+
+def spec_to_json(spec: ExecutionSpec) -> str:
+    """Text for the journal. The standard library's JSON, because arguments may hold bytes that are no UTF-8."""
+    return json.dumps(msgspec.to_builtins(spec), separators=(",", ":"))
+
+
+def spec_from_json(text: str) -> ExecutionSpec:
+    """The spec again. Raises msgspec.ValidationError when it is not one."""
+    return msgspec.convert(json.loads(text), ExecutionSpec)
+
+
+def remote_folder(transfer: Transfer, directory: str) -> str:
+    """The remote folder with our own variable filled in; the host expands the rest."""
+    text = transfer.remote_folder
+    for name in ("${RUNAWAY_PATH}", "$RUNAWAY_PATH"):
+        text = text.replace(name, directory)
+    return text

@@ -1,0 +1,103 @@
+"""One node as the driver reaches it: how to open its link, what it was told, what it answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from liborch.agent.pack import agent_hash, packed
+from liborch.drive import bootstrap
+from liborch.drive.link import AgentLink, FrameLink
+from liborch.drive.local import open_local_pipe
+from liborch.errors import AgentError, OrchestraError
+from liborch.specs import HostProfile, SlotSpec
+from liborch.ssh import Pool
+
+
+@dataclass
+class Target:
+    """A node of a host."""
+
+    name: str
+    #: SSH alias or user@name:port; "local": this machine.
+    ssh: str
+    profile: HostProfile
+    capacity: dict[str, int] = field(default_factory=dict)
+    link: AgentLink | None = None
+    #: The host's directory, as it expanded it.
+    directory: str = ""
+    state_id: str = ""
+    #: Why it cannot be used, as the exception it was.
+    error: OrchestraError | None = None
+    #: The last of its events that is on record.
+    acked: int = 0
+    #: The last that was received.
+    received: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Target {self.name}: {'linked' if self.link is not None else 'no link'}>"
+
+    async def open(self, pool: Pool) -> AgentLink:
+        """Open the link. Cancelled: nothing stays open.
+
+        Raises:
+            HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationRefused, AgentError, StorageError.
+        """
+        link = await self._open_once(pool)
+        theirs = link.hello.get("hash")
+        if theirs and theirs != agent_hash():
+            # Another version serves this node. Idle, it makes room; with work, it is simply used: it speaks our protocol.
+            try:
+                reply = await link.ask("retire")
+            except AgentError:
+                reply = {}
+            if reply.get("yes"):
+                await link.close()
+                link = await self._open_once(pool)
+        return link
+
+    async def _open_once(self, pool: Pool) -> AgentLink:
+        if self.ssh == "local":
+            link = FrameLink(self.name, await open_local_pipe())
+            await link.start()
+            return link
+        marker = bootstrap.new_marker()
+        channel = await pool.open_channel(self.ssh, bootstrap.command(marker, len(packed()[1])))
+        try:
+            first = await bootstrap.start(self.name, channel, marker)
+        except BaseException:
+            channel.close()
+            raise
+        link = FrameLink(self.name, channel)
+        await link.start(first)
+        return link
+
+
+def capacity_of(slots: SlotSpec) -> dict[str, int]:
+    """What a profile says of a node's room, in the agent's terms; empty: what the node finds itself."""
+    capacity: dict[str, int] = {}
+    if slots.count is not None:
+        capacity["cpus"] = slots.count * (slots.cpus or 1)
+        if slots.memory_bytes:
+            capacity["memory_bytes"] = slots.count * slots.memory_bytes
+    return capacity
+
+
+def targets_of(profile: HostProfile) -> list[Target]:
+    """The nodes of a host without a batch system."""
+    if not profile.nodes:
+        return [Target(profile.name, profile.ssh, profile, capacity_of(profile.slots))]
+    return [
+        Target(node.ssh, node.ssh, profile, capacity_of(node.slots or profile.slots))
+        for node in profile.nodes
+    ]
+
+
+def kind_of_error(error: BaseException) -> str:
+    """For messages."""
+    return str(error) or type(error).__name__
+
+
+def as_dict(head: Any) -> dict[str, Any]:
+    """A reply's field that should be an object."""
+    return head if isinstance(head, dict) else {}

@@ -1,0 +1,240 @@
+"""Hosts as awaitables: the public API for programs that embed the library.
+
+::
+
+    async with liborch.open_host("gpu1") as host:
+        async with host.slot(cpus=2) as slot:
+            result = await slot.run(["python3", "train.py", "--lr", "0.1"])
+        executions = [host.submit(["./evaluate", str(seed)]) for seed in range(100)]
+        async for execution in liborch.as_completed(executions):
+            print((await execution).exit_code)
+
+Everything goes through one orchestration per `open_host`: core, journal, agent. Leaving the block ends what still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from liborch.core.machine import Policy
+from liborch.drive.driver import Driver, Execution
+from liborch.drive.outputs import OnOutput
+from liborch.drive.results import Result
+from liborch.drive.targets import targets_of
+from liborch.drive.transfers import Snapshots
+from liborch.errors import SpecError
+from liborch.journal import DriverLock, Journal, Writer
+from liborch.places import Places, places
+from liborch.profiles.find import find_host
+from liborch.specs import ExecutionSpec, HostProfile, Resources
+from liborch.ssh import Pool
+
+
+class Slot:
+    """Room on a node, held until the `async with` block ends. Commands run in it one after the other or together."""
+
+    def __init__(self, host: Host, x: str, node: str, resources: Resources) -> None:
+        self._host = host
+        self._id = x
+        self.node = node
+        self.resources = resources
+
+    def __repr__(self) -> str:
+        return f"<Slot on {self.node}: {self.resources.describe()}>"
+
+    def submit(self, argv: Sequence[str], **options: Any) -> Execution:
+        """Start a command in this slot; the options are those of `ExecutionSpec`."""
+        spec = ExecutionSpec(argv=tuple(argv), **options)
+        return self._host._driver.submit(str(uuid.uuid4()), spec, self._host.name, lease=self._id)
+
+    async def run(self, argv: Sequence[str], **options: Any) -> Result:
+        """Run a command here and return its Result; a failing command is a Result, not an exception.
+
+        Cancelling ends the command: TERM, grace, KILL, on the node.
+
+        Raises:
+            WorldError: The slot was lost.
+        """
+        execution = self.submit(argv, **options)
+        try:
+            return await execution
+        except asyncio.CancelledError:
+            execution.cancel()
+            raise
+
+
+class Host:
+    """A host that executions can be given to."""
+
+    def __init__(self, name: str, profile: HostProfile, driver: Driver) -> None:
+        self.name = name
+        self.profile = profile
+        self._driver = driver
+
+    def __repr__(self) -> str:
+        return f"<Host {self.name}: {len(self._driver.executions)} executions>"
+
+    def submit(
+        self,
+        spec: ExecutionSpec | Sequence[str],
+        *,
+        on_output: OnOutput | None = None,
+        batch: str = "",
+        **options: Any,
+    ) -> Execution:
+        """Give an execution to the host; returns at once. Await the Execution for its Result.
+
+        Args:
+            spec: An ExecutionSpec, or just the command and its arguments.
+            on_output: Called with ("out" or "err", bytes) as output is written; asks for `live`.
+            batch: Batches share the host fairly.
+            options: Fields of ExecutionSpec, with a plain command.
+        """
+        if not isinstance(spec, ExecutionSpec):
+            if isinstance(spec, str | bytes):
+                raise SpecError(f"a command is a list of words, not {spec!r}; for a shell: ['sh', '-c', ...]")
+            if on_output is not None:
+                options["live"] = True
+            spec = ExecutionSpec(argv=tuple(spec), **options)
+        elif options:
+            raise SpecError("options go into the ExecutionSpec")
+        return self._driver.submit(str(uuid.uuid4()), spec, self.name, batch=batch, on_output=on_output)
+
+    @contextlib.asynccontextmanager
+    async def slot(
+        self, cpus: int | None = None, *, memory_bytes: int = 0, gpus: int = 0, numa: int | None = None
+    ) -> AsyncIterator[Slot]:
+        """Wait for room on a node and hold it. Cancelling the wait, at any moment, gives it back.
+
+        Raises:
+            SpecError: More than any node has.
+            WorldError: The host cannot be used.
+        """
+        resources = Resources(cpus, memory_bytes, gpus, numa)
+        x = str(uuid.uuid4())
+        spec = ExecutionSpec(argv=("slot",), resources=resources)
+        node = await self._driver.hold(x, spec, self.name)
+        try:
+            yield Slot(self, x, node, resources)
+        finally:
+            self._driver.abandon(x)
+
+    def explain(self, execution: Execution) -> list[str]:
+        """Why an execution waits, condition by condition."""
+        return execution.explain()
+
+
+@contextlib.asynccontextmanager
+async def open_host(
+    name: str | HostProfile,
+    *,
+    environment: Mapping[str, str] | None = None,
+    where: Places | None = None,
+    policy: Policy | None = None,
+    accept_new: bool = False,
+    title: str = "",
+) -> AsyncIterator[Host]:
+    """Open a host: `local`, an SSH alias, user@name:port, or a profile's name.
+
+    The link is opened with the first request. Leaving the block, also by an exception or a cancellation, ends what still runs.
+
+    Args:
+        environment: Instead of os.environ, for finding profiles and files.
+        where: The same, ready-made.
+        policy: Retries of links and so on.
+        accept_new: Take an unknown host key on trust and remember it.
+
+    Raises:
+        UnknownName, ProfileError: No such host.
+        JournalError, StorageError: The journal cannot be used.
+    """
+    folders = where or places(environment)
+    profile = name if isinstance(name, HostProfile) else find_host(name, folders.profiles, folders.ssh_config)
+    orchestration = str(uuid.uuid4())
+    async with driving(
+        orchestration, "api", title or f"host {profile.name}", folders, policy=policy, accept_new=accept_new
+    ) as driver:
+        for target in targets_of(profile):
+            driver.add(target)
+        yield Host(profile.name, profile, driver)
+
+
+@contextlib.asynccontextmanager
+async def driving(
+    orchestration: str,
+    kind: str,
+    title: str,
+    folders: Places,
+    *,
+    details: str = "{}",
+    policy: Policy | None = None,
+    accept_new: bool = False,
+    take_over: bool = False,
+    debug: Callable[[str], None] | None = None,
+    snapshots: Snapshots | None = None,
+    **options: Any,
+) -> AsyncIterator[Driver]:
+    """Hold an orchestration: its lock, its place in the journal, its driver. Leaving by an exception cancels what runs.
+
+    Raises:
+        Conflict: Another client drives it.
+    """
+    lock = DriverLock(folders.state, orchestration)
+    lock.acquire_nowait()
+    writer = None
+    pool = None
+    try:
+        writer = Writer(Journal.open(folders.journal))
+        if take_over:
+            await writer.run(lambda journal: journal.take_over(orchestration))
+        else:
+            await writer.run(lambda journal: journal.begin(orchestration, kind, title, details))  # type: ignore[arg-type]
+        config = str(folders.ssh_config) if folders.ssh_config is not None else None
+        pool = Pool(config_file=config, accept_new=accept_new, debug=debug)
+        driver = Driver(
+            orchestration,
+            writer,
+            pool,
+            folders.state,
+            policy=policy,
+            snapshots=Snapshots(folders.cache),
+            **options,
+        )
+        left = "ended"
+        try:
+            yield driver
+        finally:
+            if driver.detached:
+                left = "left"
+            await driver.close(cancel=not driver.detached)
+            if driver.executions:
+                left = "left"
+            await writer.run(lambda journal: journal.end(orchestration, left))  # type: ignore[arg-type]
+    finally:
+        if pool is not None:
+            await pool.close()
+        if writer is not None:
+            await writer.close()
+        lock.release()
+
+
+async def as_completed(executions: Iterable[Execution]) -> AsyncIterator[Execution]:
+    """Yield executions as they end, each once, the first to end first. Cancelling leaves them running."""
+    waiting = {asyncio.ensure_future(_until_done(execution)): execution for execution in executions}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield waiting.pop(task)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _until_done(execution: Execution) -> None:
+    with contextlib.suppress(Exception):
+        await execution.wait()

@@ -1,0 +1,22 @@
+"""`parasearch` on the command line. It has no commands yet; `--help` and `--version` answer."""
+
+from __future__ import annotations
+
+import sys
+
+from liborch.lazy import run
+
+
+def main() -> None:
+    """Run the command line; exits with its status."""
+    sys.exit(
+        run(
+            "parasearch",
+            "Leave hyper-parameter search to algorithms. Its commands come with a later version.",
+            {},
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a person is told while something is under way: short lines on stderr, in the order of the work."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from liborch.quantities import format_duration, format_size
+
+#: A transfer that takes longer than this gets a progress bar, in seconds.
+BAR_AFTER_S = 1.0
+
+
+class Messages:
+    """Lines on stderr. `quiet`: errors only. `verbose`: also what is usually not interesting."""
+
+    def __init__(self, environment: Mapping[str, str], *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        terminal = sys.stderr.isatty() and environment.get("TERM") != "dumb"
+        self._color = (terminal or bool(environment.get("FORCE_COLOR"))) and not environment.get("NO_COLOR")
+        self._bars = terminal and not quiet
+        self._bar_shown = False
+
+    def stage(self, text: str) -> None:
+        """A step of the work."""
+        if not self.quiet:
+            self._line(text, "2")
+
+    def detail(self, text: str) -> None:
+        """Only with --verbose."""
+        if self.verbose:
+            self._line(text, "2")
+
+    def error(self, text: str) -> None:
+        """Always shown."""
+        self._line(text, "31")
+
+    def _line(self, text: str, color: str) -> None:
+        if self._bar_shown:
+            sys.stderr.write("\r\x1b[K")
+            self._bar_shown = False
+        text = neutral(text)
+        sys.stderr.write(f"\x1b[{color}m{text}\x1b[0m\n" if self._color else f"{text}\n")
+        sys.stderr.flush()
+
+    def progress(self, what: str) -> Any:
+        """Return a callback for a transfer, or None where bars are not shown."""
+        if not self._bars:
+            return None
+        began = time.monotonic()
+        last = [0.0]
+
+        def show(done: int, total: int, files: int, all_files: int) -> None:
+            now = time.monotonic()
+            if now - began < BAR_AFTER_S or (now - last[0] < 0.1 and done < total):
+                return
+            last[0] = now
+            share = done / total if total else 1.0
+            filled = int(share * 24)
+            rate = done / (now - began)
+            left = format_duration((total - done) / rate) if rate > 0 else "?"
+            sys.stderr.write(
+                f"\r\x1b[K{what} [{'#' * filled}{'.' * (24 - filled)}] {format_size(done)} of {format_size(total)}, "
+                f"{files}/{all_files} files, {left} left"
+            )
+            sys.stderr.flush()
+            self._bar_shown = True
+            if done >= total:
+                sys.stderr.write("\r\x1b[K")
+                self._bar_shown = False
+
+        return show
+
+
+def neutral(text: str) -> str:
+    """Text from elsewhere, safe on a terminal: names come from other machines, and nothing in them may steer it."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 80
