@@ -42,6 +42,8 @@ class LazyGroup(click.Group):
             ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self._table:
+            return
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_module, text) in self._table.items()])
 

@@ -42,6 +42,8 @@ Trouble = _store.Trouble
 #: Nanoseconds below the microsecond that mark a modification time set by us: the kernel's own clock practically never
 #: yields it, so a change within the same tick of the clock, leaving the size alone, still shows.
 MARK_NS = 7
+#: In place of a snapshot's name in the index of a folder that is being changed.
+UNDER_WAY = b"under-way"
 
 
 class Entry:
@@ -327,7 +329,9 @@ class Placing:
             except (ValueError, KeyError, TypeError, UnicodeError):
                 pass  # torn by a power cut: what is there counts as the person's
         self.index = old or Index(folder)
-        self.index.snapshot = snapshot
+        #: Named in the index only when all is in place: until then the folder holds no snapshot.
+        self._snapshot = snapshot
+        self.index.snapshot = UNDER_WAY
         self.fresh = not os.path.lexists(folder)
         self.needed = {}
         self._others = []
@@ -567,6 +571,7 @@ class Placing:
                     self._write_link(entry)
             self.written += 1
         self._others = []
+        self.index.snapshot = self._snapshot
         if self.fresh:
             # First the index, then the folder: a folder of ours without an index would look like the person's.
             self.index.save(self._index_path)

@@ -116,7 +116,7 @@ class _Host:
         request = _Request(loop.create_future(), channel, lasting, loop.time())
         (self.requests.appendleft if first else self.requests.append)(request)
         self.pump()
-        if channel and self.connections and not request.future.done():
+        if channel and not request.future.done():
             self.count(waited=1)
         try:
             return await request.future
@@ -201,7 +201,7 @@ class _Host:
         if self.connecting:
             return
         if not alive:
-            self.pool.spawn(self._connect())
+            self._start_connecting()
             return
         if len(alive) >= self.pool.limits.connections:
             return
@@ -211,9 +211,14 @@ class _Host:
         idle_since = max(self.requests[0].since, self._returned_at)
         due = 0.0 if stuck else idle_since + self.pool.limits.grow_after_s
         if due <= loop.time():
-            self.pool.spawn(self._connect())
+            self._start_connecting()
         elif self._growth is None:
             self._growth = loop.call_at(due, self._grow_now)
+
+    def _start_connecting(self) -> None:
+        # Counted here, not in the task: it starts a turn later, and until then others would start one as well.
+        self.connecting += 1
+        self.pool.spawn(self._connect())
 
     def _grow_now(self) -> None:
         self._growth = None
@@ -232,7 +237,6 @@ class _Host:
     async def _connect(self) -> None:
         """Make one connection, then grant; on failure answer those who wait, unless another connection serves them."""
         loop = asyncio.get_running_loop()
-        self.connecting += 1
         try:
             refusal = self.breaker.refusal(loop.time())
             if refusal is not None:

@@ -27,6 +27,8 @@ from liborch.transfer.stream import Stream
 
 #: Called with (done_bytes, total_bytes, done_files, total_files); the totals count what has to travel.
 Progress = Callable[[int, int, int, int], None]
+#: Bytes read from files in one go.
+_READ_AHEAD = 1 << 20
 #: Head and body of a frame, and how many contents are complete with it.
 _Piece = tuple[dict[str, Any], bytes, int]
 
@@ -221,13 +223,15 @@ class _Sending:
         # The worker answers early only when something is wrong: then there is no use in sending on.
         answer = asyncio.ensure_future(self._stream.receive())
         try:
-            async with contextlib.aclosing(_ahead(self._pieces(wanted, parts))) as pieces:
-                async for head, body, files in pieces:
+            async with contextlib.aclosing(_ahead(_grouped(self._pieces(wanted, parts)))) as groups:
+                async for group in groups:
+                    for head, body, files in group:
+                        if not answer.done():
+                            await self._stream.send(head, body)
+                            self.sent_files += files
+                            self.sent_bytes += len(body)
                     if answer.done():
                         break
-                    await self._stream.send(head, body)
-                    self.sent_files += files
-                    self.sent_bytes += len(body)
                     if self._progress is not None:
                         self._progress(self.sent_bytes, total_bytes, self.sent_files, total_files)
             await self._stream.send({"t": "sent"})
@@ -309,18 +313,31 @@ class _Sending:
             os.close(descriptor)
 
 
-async def _ahead(
-    pieces: Generator[_Piece, None, None],
-) -> AsyncGenerator[_Piece, None]:
-    """Yield from a blocking iterator that runs in a thread, one piece ahead of who consumes it."""
+def _grouped(pieces: Generator[_Piece, None, None]) -> Generator[list[_Piece], None, None]:
+    """Several pieces at a time: a change of threads costs as much as reading one."""
+    with contextlib.closing(pieces):
+        group: list[_Piece] = []
+        pending = 0
+        for piece in pieces:
+            group.append(piece)
+            pending += len(piece[1])
+            if pending >= _READ_AHEAD:
+                yield group
+                group, pending = [], 0
+        if group:
+            yield group
+
+
+async def _ahead(groups: Generator[list[_Piece], None, None]) -> AsyncGenerator[list[_Piece], None]:
+    """Yield from a blocking iterator that runs in a thread, one step ahead of who consumes it."""
     loop = asyncio.get_running_loop()
-    coming = loop.run_in_executor(None, next, pieces, None)
+    coming = loop.run_in_executor(None, next, groups, None)
     try:
-        while (piece := await asyncio.shield(coming)) is not None:
-            coming = loop.run_in_executor(None, next, pieces, None)
-            yield piece
+        while (group := await asyncio.shield(coming)) is not None:
+            coming = loop.run_in_executor(None, next, groups, None)
+            yield group
     finally:
-        # The thread cannot be interrupted, but it is done after one piece; only then may the file be closed.
+        # The thread cannot be interrupted, but it is done after one step; only then may the file be closed.
         with contextlib.suppress(BaseException):
             await coming
-        pieces.close()
+        groups.close()

@@ -199,7 +199,7 @@ MAY_TOUCH: dict[str, dict[str, str]] = {
         for command in ("runaway", "expegit", "parasearch", "orchestra")
     },
     # Pure parts of the commands stay pure.
-    "runaway.patterns": {},
+    "liborch.patterns": {},
     # Runs on the client, where it turns the agent's files into the one that is sent.
     "liborch.agent.pack": {"files": "reads the agent's own files"},
 }
