@@ -28,7 +28,7 @@ class NewExecution(msgspec.Struct, frozen=True, gc=False):
     host: str
     #: JSON text.
     spec: str
-    state: str = "WAITING"
+    state: str = "waiting"
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
