@@ -28,9 +28,11 @@ _PIECE = 256 << 10
 class Channel:
     """A command running on a host: raw bytes to its stdin, from its stdout, the tail of its stderr, its end."""
 
-    def __init__(self, host: str, released: Callable[[], None], stderr_limit: int = STDERR_TAIL) -> None:
+    def __init__(self, host: str, released: Callable[[bool], None], abandoned: Callable[[], None]) -> None:
         self.host = host
         self._released = released
+        self._abandoned = abandoned
+        self._given_up = False
         self._channel: SSHClientChannel[bytes] | None = None
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -41,7 +43,8 @@ class Channel:
         self._writable.set()
         self._stderr: deque[bytes] = deque()
         self._stderr_size = 0
-        self._stderr_limit = stderr_limit
+        #: Bytes of stderr kept.
+        self.stderr_limit = STDERR_TAIL
         #: Exit status; None while running, and for ever when it is unknown.
         self.exit_status: int | None = None
         #: Name of the signal that ended the command, without SIG.
@@ -117,7 +120,7 @@ class Channel:
 
     def stderr_tail(self) -> bytes:
         """The last bytes of stderr so far (64 KiB of it)."""
-        return b"".join(self._stderr)[-self._stderr_limit :]
+        return b"".join(self._stderr)[-self.stderr_limit :]
 
     async def wait(self) -> int | None:
         """Wait for the command's end; its exit status, or None: unknown (or a signal, see `signal`)."""
@@ -129,8 +132,11 @@ class Channel:
         self._chunks.clear()
         self._buffered = 0
         self._end_of_output()
-        if self._channel is not None and self.is_open:
+        if self._channel is not None and self.is_open and not self._given_up:
+            self._given_up = True
             self._channel.abort()
+            # A server that still runs the command keeps the room until it ends.
+            self._abandoned()
 
     async def wait_closed(self) -> None:
         """Wait until the server has closed the channel too, or the link is gone."""
@@ -156,7 +162,7 @@ class Channel:
         if datatype is not None:
             self._stderr.append(data)
             self._stderr_size += len(data)
-            while self._stderr_size - len(self._stderr[0]) >= self._stderr_limit:
+            while self._stderr_size - len(self._stderr[0]) >= self.stderr_limit:
                 self._stderr_size -= len(self._stderr.popleft())
                 self.stderr_truncated = True
             return
@@ -201,7 +207,7 @@ class Channel:
         self._ended.set()
         self._writable.set()
         self._end_of_output()
-        self._released()
+        self._released(self._given_up)
 
     def _end_of_output(self) -> None:
         self._eof = True

@@ -311,6 +311,11 @@ def _options(endpoint: Endpoint, limits: Limits, judge: Judge, keys: list[Any]) 
         get_default_certificate_algs() + get_default_public_key_algs(), endpoint.host_key_algorithms
     )
     interval_s, count = keepalive(endpoint, limits)
+    identities = _identities(endpoint, keys) if endpoint.identities_only else None
+    agent: Any = () if endpoint.identity_agent is None else endpoint.identity_agent
+    if identities == []:
+        # No identity the agent may be asked for; asyncssh would read an empty list as "any".
+        agent, identities = "", None
     options: dict[str, Any] = {
         "config": None,
         "username": endpoint.user,
@@ -322,8 +327,8 @@ def _options(endpoint: Endpoint, limits: Limits, judge: Judge, keys: list[Any]) 
         "mac_algs": choose(get_mac_algs(), endpoint.macs),
         "compression_algs": "zlib@openssh.com,none" if endpoint.compression else "none",
         "client_keys": keys,
-        "agent_path": () if endpoint.identity_agent is None else endpoint.identity_agent,
-        "agent_identities": _identities(endpoint, keys) if endpoint.identities_only else None,
+        "agent_path": agent,
+        "agent_identities": identities,
         "agent_forwarding": False,
         "preferred_auth": "publickey",
         "password_auth": False,

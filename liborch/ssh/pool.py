@@ -46,6 +46,8 @@ class Connection:
         #: Channels given out over it, and those of them meant to stay.
         self.busy = 0
         self.lasting = 0
+        #: Channels we closed at a time when their command still ran: the server keeps their room until it ends.
+        self.abandoned = 0
 
     def __repr__(self) -> str:
         return f"<Connection {self.endpoint.name}: {self.busy} channels{'' if self.is_open else ', lost: ' + self.why}>"
@@ -59,6 +61,10 @@ class Connection:
     def why(self) -> str:
         """Why it ended; "" while open or when we closed it."""
         return self._lost.result() if self._lost.done() else ""
+
+    def give_up_on_one(self) -> None:
+        """A channel was closed by us; the server may take its time."""
+        self.abandoned += 1
 
     async def wait_closed(self) -> str:
         """Wait until the connection has ended; why. Cancelling changes nothing."""
@@ -133,10 +139,11 @@ class _Host:
             self.pump()
             raise
 
-    def release(self, connection: Connection, lasting: bool) -> None:
+    def release(self, connection: Connection, lasting: bool, given_up: bool = False) -> None:
         """Take a channel back."""
         connection.busy -= 1
         connection.lasting -= lasting
+        connection.abandoned -= given_up
         self._returned_at = asyncio.get_running_loop().time()
         self.count(channels=-1)
         self.pump()
@@ -204,9 +211,13 @@ class _Host:
             self._start_connecting()
             return
         if len(alive) >= self.pool.limits.connections:
+            useless = [each for each in alive if each.busy == each.abandoned >= self.capacity]
+            if useless:
+                # Nobody listens to any of its commands any more: only its end frees the room on the server.
+                useless[0]._raw.close()
             return
         # Channels that stay will not come back: do not wait for them. As long as others do, one connection is enough.
-        stuck = all(connection.lasting >= self.capacity for connection in alive)
+        stuck = all(each.lasting + each.abandoned >= self.capacity for each in alive)
         loop = asyncio.get_running_loop()
         idle_since = max(self.requests[0].since, self._returned_at)
         due = 0.0 if stuck else idle_since + self.pool.limits.grow_after_s
@@ -574,9 +585,13 @@ async def _open_on(
     opened: list[Channel] = []
 
     def make() -> Any:
-        channel = Channel(state.name, lambda: state.release(connection, lasting))
+        channel = Channel(
+            state.name,
+            lambda given_up: state.release(connection, lasting, given_up),
+            connection.give_up_on_one,
+        )
         if stderr_limit is not None:
-            channel._stderr_limit = stderr_limit
+            channel.stderr_limit = stderr_limit
         opened.append(channel)
         return channel
 
