@@ -562,11 +562,10 @@ class Incoming:
         #: Where the sender has to go on.
         self.start = self.at
 
-    def add(self, data):
-        """Take the next bytes. Raises Trouble."""
+    def write(self, data):
+        """Take the next bytes; the caller updates `hash` with them. Raises Trouble."""
         with Attempt(self.path, "storing what arrived"):
             write_all(self.fd, data)
-        self.hash.update(data)
         self.at += len(data)
 
     def finish(self):

@@ -226,48 +226,46 @@ def _receive_manifest(link, store, snapshot):
         raise Refused(str(error))
 
 
-class Placer:
-    """Writes small files into place in a thread: making files mostly waits for the kernel, hashing need not."""
+class Background:
+    """Makes calls in a thread, in order: writing files and hashing both let other threads run meanwhile."""
 
-    def __init__(self, placing):
-        self.placing = placing
+    def __init__(self):
         self._queue = queue.Queue(maxsize=8)
         self._trouble = None
         self._thread = None
 
-    def put(self, contents):
-        """Have [(digest, data)] written. Raises what went wrong with earlier ones."""
+    def put(self, call, *arguments):
+        """Have a call made. Raises what went wrong with an earlier one."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run)
             self._thread.daemon = True
             self._thread.start()
         if self._trouble is not None:
             raise self._trouble
-        self._queue.put(contents)
+        self._queue.put((call, arguments))
 
     def _run(self):
         while True:
-            contents = self._queue.get()
-            if contents is not None and self._trouble is None:
+            call, arguments = self._queue.get()
+            if call is not None and self._trouble is None:
                 try:
-                    for digest, data in contents:
-                        self.placing.write_small(digest, data)
+                    call(*arguments)
                 except Exception as trouble:
                     self._trouble = trouble
             self._queue.task_done()
-            if contents is None:
+            if call is None:
                 return
 
     def wait(self):
-        """Wait until all is written. Raises what went wrong."""
+        """Wait until all calls are made. Raises what went wrong."""
         self._queue.join()
         if self._trouble is not None:
             raise self._trouble
 
     def close(self):
-        """End the thread."""
+        """Make the calls that were put, then end the thread."""
         if self._thread is not None:
-            self._queue.put(None)
+            self._queue.put((None, ()))
             self._thread.join()
             self._thread = None
 
@@ -282,7 +280,8 @@ class Receiving:
         self.contents = contents
         self.incoming = {}
         self.failed = set()
-        self.placer = Placer(placing)
+        self.files = Background()
+        self.hashes = Background()
 
     def round(self):
         """Ask for what is missing until all is there. Raises Refused when a file keeps changing under the client."""
@@ -328,7 +327,7 @@ class Receiving:
             elif kind == "large":
                 self._take_large(head["k"], head["at"], body)
             elif kind == "sent":
-                self.placer.wait()
+                self.files.wait()
                 return
             else:
                 raise Refused("unexpected frame %r" % kind)
@@ -346,14 +345,20 @@ class Receiving:
             self.store.add_small(digest, data)
             good.append((digest, data))
         if self.placing.fresh:
-            self.placer.put(good)
+            self.files.put(self._place, good)
+
+    def _place(self, contents):
+        for digest, data in contents:
+            self.placing.write_small(digest, data)
 
     def _take_large(self, k, at, body):
         incoming = self.incoming[k]
         if at != incoming.at or at + len(body) > incoming.size:
             raise Refused("a piece of %r came out of order" % self.contents[k].path)
-        incoming.add(body)
+        incoming.write(body)
+        self.hashes.put(incoming.hash.update, body)
         if incoming.at == incoming.size:
+            self.hashes.wait()
             del self.incoming[k]
             if not incoming.finish() and not incoming.start:
                 self.failed.add(k)
@@ -361,7 +366,8 @@ class Receiving:
 
     def close(self):
         """Keep what arrived of large contents."""
-        self.placer.close()
+        self.files.close()
+        self.hashes.close()
         for incoming in self.incoming.values():
             incoming.close()
 

@@ -338,6 +338,9 @@ async def _ahead(groups: Generator[list[_Piece], None, None]) -> AsyncGenerator[
             yield group
     finally:
         # The thread cannot be interrupted, but it is done after one step; only then may the file be closed.
-        with contextlib.suppress(BaseException):
-            await coming
-        groups.close()
+        try:
+            await asyncio.wait([coming])
+        finally:
+            if coming.done():
+                coming.exception()  # looked at, whatever it was: what ended this matters more
+                groups.close()

@@ -66,7 +66,11 @@ class FrameStream:
         self._owed = 0
         self._lost: str | None = None
         self._closed = False
-        self._change = asyncio.Event()
+        #: Set while there is window, or no hope of any.
+        self._may_send = asyncio.Event()
+        self._may_send.set()
+        #: Set while a frame waits to be read, or none will ever come.
+        self._may_receive = asyncio.Event()
 
     def __repr__(self) -> str:
         state = f"lost: {self._lost}" if self._lost else "closed" if self._closed else "open"
@@ -77,23 +81,20 @@ class FrameStream:
         head = frames.parse_head(raw_head)
         if head.get("t") == "credit":
             self._window.credit(int(head.get("n", 0)))
+            if self._window.left > 0:
+                self._may_send.set()
         elif head.get("t") == "close":
             self.lose("the worker ended the conversation")
         else:
             self._arrived.append((head, body, length))
-        self._change.set()
+            self._may_receive.set()
 
     def lose(self, why: str) -> None:
         """Note that the link is gone: whoever waits gets a TransferError once the frames that came are read."""
         if self._lost is None:
             self._lost = why
-        self._change.set()
-
-    async def _changed(self) -> None:
-        self._change.clear()
-        await self._change.wait()
-        # Somebody else may wait for the other direction: let them look, too.
-        self._change.set()
+        self._may_send.set()
+        self._may_receive.set()
 
     def _gone(self) -> TransferError:
         return TransferError(f"the transfer was interrupted: {self._lost}", retriable=True)
@@ -101,10 +102,12 @@ class FrameStream:
     async def send(self, head: dict[str, Any], body: bytes = b"") -> None:
         data = frames.encode(self.number, head, body)
         while self._window.left <= 0 and self._lost is None:
-            await self._changed()
+            await self._may_send.wait()
         if self._lost is not None:
             raise self._gone()
         self._window.spend(len(data))
+        if self._window.left <= 0:
+            self._may_send.clear()
         try:
             await self._write(data)
         except OSError as error:
@@ -115,12 +118,14 @@ class FrameStream:
         while not self._arrived:
             if self._lost is not None:
                 raise self._gone()
-            await self._changed()
+            await self._may_receive.wait()
         if self._owed >= _PORTION and self._lost is None:
             owed, self._owed = self._owed, 0
             with contextlib.suppress(OSError):
                 await self._write(frames.encode(self.number, {"t": "credit", "n": owed}))
         head, body, length = self._arrived.popleft()
+        if not self._arrived and self._lost is None:
+            self._may_receive.clear()
         self._owed += length
         return head, body
 
