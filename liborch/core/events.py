@@ -117,6 +117,8 @@ class StageFailed(Event, frozen=True):
 
     x: str
     why: str
+    #: Where they were being brought; "": where they are now meant to go.
+    node: str = ""
 
 
 class Started(Event, frozen=True):

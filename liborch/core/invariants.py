@@ -25,7 +25,6 @@ def check(machine: Orchestration) -> None:
         _need((item.state == "WAITING") == (item.group is not None), f"{item!r}: state and queue disagree")
         if item.group is not None:
             waiting += 1
-            _need(item in item.group.items, f"{item!r} is not in its group")
         if item.node is not None:
             _need(item.node.items.get(x) is item, f"{item!r} is not known to {item.node!r}")
             _need(machine.nodes.get(item.node.name) is item.node, f"{item!r} is on a node nobody knows")
@@ -34,6 +33,17 @@ def check(machine: Orchestration) -> None:
         _need(
             (item.state == "COLLECTING") == (item.ended is not None), f"{item!r}: verdict and state disagree"
         )
+    for group in machine.queue.groups():
+        inside = [item for item in group.items if item.group is group]
+        _need(
+            len(inside) == len({item.x for item in inside}) == group.live > 0,
+            f"{group.key}: {group.live} live",
+        )
+        _need(inside == sorted(inside, key=lambda item: item.order), f"{group.key} is not kept by age")
+        _need(group.parked != bool(group.entry), f"{group.key} is neither parked nor queued, or both")
+        waiting -= len(inside)
+    _need(waiting == 0, f"{waiting} wait and are in no group")
+    waiting = live.get("WAITING", 0)
     _need(waiting == machine.queue.waiting, f"{waiting} wait, the queue counts {machine.queue.waiting}")
     for state, count in machine.counts.items():
         _need(
@@ -60,9 +70,13 @@ def check(machine: Orchestration) -> None:
         )
         _need(node.state != "LOST" or not node.items, f"{node!r} is lost and has executions")
         indexed = machine._index._where.get(node.number)
-        usable = node.state == "USABLE" and node.link == "OPEN" and node.free_cpus > 0
+        usable = node.state == "USABLE" and node.link == "OPEN" and node.free_cpus > 0 and not node.ahead
         wanted = (node.free_gpus, node.free_cpus, node.free_memory) if usable else None
         _need(indexed == wanted, f"{node!r}: the index says {indexed}, should be {wanted}")
+        _need(
+            not node.ahead or not node.fits(next(iter(node.ahead.values()))),
+            f"{node!r}: the oldest order ahead would fit",
+        )
         _need(bool(node.ahead) == (node.number in machine._donors), f"{node!r}: donors are not up to date")
     for share in machine.queue._shares.values():
         _need(share.used_cpus == shares.get(id(share), 0), "a batch's share does not add up")

@@ -67,6 +67,7 @@ class Item:
         "node",
         "nodes",
         "order",
+        "pausing",
         "priority",
         "recalling",
         "retries",
@@ -108,10 +109,12 @@ class Item:
         self.has_room = False
         self.cancelling = False
         self.recalling = False
+        #: Somebody wants its processes stopped.
+        self.pausing = False
         #: The agent's last word, while results are collected: (reason, code).
         self.ended: tuple[str, int | None] | None = None
         self.started_at: float | None = None
-        #: The agent's state folder that the order was given to.
+        #: The agent's state folder that the order was given to; "": it was not given yet.
         self.state_id = ""
         self.story: list[tuple[float, str, str]] | None = None
 
@@ -132,11 +135,11 @@ class Node:
         "free_gpus",
         "free_memory",
         "gpus",
-        "holds",
         "host",
         "items",
         "last_end",
         "link",
+        "low_water",
         "memory_bytes",
         "name",
         "number",
@@ -162,6 +165,8 @@ class Node:
         self.items: dict[str, Item] = {}
         #: Orders handed ahead of free room, oldest first.
         self.ahead: OrderedDict[str, Item] = OrderedDict()
+        #: With so many orders ahead, or fewer, it takes more.
+        self.low_water = 0
         self.failures = 0
         self.ever_open = False
         self.retry_at: float | None = None
@@ -215,6 +220,8 @@ class Orchestration:
         self._reserved: tuple[Item, Node] | None = None
         #: Nodes that may take more orders ahead, and nodes that hold some.
         self._hungry: dict[int, Node] = {}
+        #: Nodes for which nobody in the queue is suited; looked at again when others come.
+        self._starved: dict[int, Node] = {}
         self._donors: dict[int, Node] = {}
         self._rebalance_at = 0.0
         #: (when, node number) of links to be tried again; outdated entries are skipped.
@@ -347,6 +354,11 @@ class Orchestration:
         if node.link != "CONNECTING":
             return
         self._move_link(node, "opened")
+        if node.state == "LOST":
+            # Given up, and there after all: nothing of ours may go on there that is recorded as lost.
+            for x, attempt, _state in event.holding:
+                self._out.append(act.Cancel(x, attempt, node.name))
+            return
         self._move_node(node, "known")
         node.failures = 0
         node.ever_open = True
@@ -375,23 +387,42 @@ class Orchestration:
 
     def _reconcile(self, item: Item, node: Node, held: str | None) -> None:
         """The agent told what it has: bring our picture and its in line."""
-        if held is None and (item.state_id != node.state_id or item.state != "PLACED"):
+        if held is None and item.state_id and (item.state_id != node.state_id or item.state != "PLACED"):
             # It ran there, or may have, and the node knows nothing of it: nobody can tell what it did.
             self._leave_node(item)
             self._conclude(item, "lost", None, "the node lost its records of it")
             return
-        if held is None:
-            self._out.append(act.Hand(item.x, item.attempt, node.name))
-        elif held in ("running", "held", "paused") and item.state == "PLACED":
-            self._take_room(item)
-            item.started_at = self._now
-            self._move(item, "started")
-            if item.is_slot and not item.cancelling:
-                self._out.append(act.Grant(item.x, node.name))
+        if held in ("running", "held", "paused") and item.state == "PLACED":
+            self._begin(item)
+        if held == "paused" and item.state == "RUNNING":
+            self._move(item, "pause")
+        elif held == "running" and item.state == "PAUSED":
+            self._move(item, "resume")
         if item.cancelling:
+            # Also when the order never came: then it is the end of it, and it can never start.
+            item.state_id = node.state_id
             self._out.append(act.Cancel(item.x, item.attempt, node.name))
-        elif item.recalling and held in (None, "queued"):
+            return
+        if held is None:
+            self._hand(item, node)
+        if item.recalling and held in (None, "queued", "hold"):
             self._out.append(act.Recall(item.x, item.attempt, node.name))
+        if item.pausing != (item.state == "PAUSED"):
+            self._say_pause(item)
+
+    def _begin(self, item: Item) -> None:
+        """It runs; a slot is held."""
+        self._take_room(item)
+        item.started_at = self._now
+        item.recalling = False
+        self._move(item, "started")
+        assert item.node is not None
+        if item.is_slot and not item.cancelling:
+            self._out.append(act.Grant(item.x, item.node.name))
+
+    def _hand(self, item: Item, node: Node) -> None:
+        item.state_id = node.state_id
+        self._out.append(act.Hand(item.x, item.attempt, node.name))
 
     def _link_lost(self, event: ev.LinkLost) -> None:
         node = self.nodes[event.node]
@@ -421,9 +452,14 @@ class Orchestration:
         node.retry_at = None
         self._refresh(node)
         for item in list(node.items.values()):
-            if item.state == "STAGING":
+            if self._is_unsaid(item) and not item.lease:
                 self._back_to_queue(item, "node_lost")
         self._nodes_changed()
+
+    @staticmethod
+    def _is_unsaid(item: Item) -> bool:
+        """Whether the agent was never told of it: then it can go elsewhere."""
+        return item.state == "STAGING" or (item.state == "PLACED" and not item.state_id)
 
     def _node_lost(self, event: ev.NodeLost) -> None:
         node = self.nodes[event.node]
@@ -433,15 +469,13 @@ class Orchestration:
         node.why = event.why
         node.retry_at = None
         for item in list(node.items.values()):
-            if item.state == "STAGING":
+            if self._is_unsaid(item):
                 self._back_to_queue(item, "node_lost")
                 continue
             ended = item.ended
             self._leave_node(item)
             if ended is not None:
                 self._conclude(item, ended[0], ended[1], f"its results are lost with the node: {event.why}")
-            elif item.state == "PLACED" and not item.has_room and item.recalling:
-                self._conclude(item, "lost", None, event.why)
             else:
                 self._conclude(item, "cancelled" if item.cancelling else "lost", None, event.why)
         self._refresh(node)
@@ -453,7 +487,8 @@ class Orchestration:
                 self._move_link(node, "restart")
             node.retry_at = None
             node.failures = 0
-            node.ever_open = False
+            # Where something of ours is, or was: it was reached once, and is tried until it is reached again.
+            node.ever_open = bool(node.items)
             self._refresh(node)
         if self.items:
             self._connect_all()
@@ -468,7 +503,8 @@ class Orchestration:
 
     def _refresh(self, node: Node) -> None:
         """Bring the index in line with a node."""
-        if node.state == "USABLE" and node.link == "OPEN":
+        # Room beside orders ahead is theirs: the agent starts them in order, whatever else would fit.
+        if node.state == "USABLE" and node.link == "OPEN" and not node.ahead:
             self._index.put(node.number, node.free_cpus, node.free_memory, node.free_gpus)
             return
         self._index.remove(node.number)
@@ -487,7 +523,7 @@ class Orchestration:
         if item.lease:
             self._place_in_lease(item)
             return
-        self.queue.add(item)
+        self._requeue(item)
         if not self._is_possible(item):
             self._conclude(item, "refused", None, self._why_impossible(item))
             return
@@ -505,7 +541,7 @@ class Orchestration:
     def _put_on(self, item: Item, node: Node) -> None:
         """Send an item to a node; room was taken by the caller where it takes any."""
         item.node = node
-        item.state_id = node.state_id
+        item.state_id = ""
         node.items[item.x] = item
         if item.staged:
             self._move(item, "stage")
@@ -513,7 +549,7 @@ class Orchestration:
         else:
             self._move(item, "place")
             if node.link == "OPEN":
-                self._out.append(act.Hand(item.x, item.attempt, node.name))
+                self._hand(item, node)
 
     def _slot_abandoned(self, event: ev.SlotAbandoned) -> None:
         self._wish_end(event.x)
@@ -543,14 +579,26 @@ class Orchestration:
                 self._out.append(act.Cancel(item.x, item.attempt, node.name))
 
     def _pause_asked(self, event: ev.PauseAsked) -> None:
-        item = self.items.get(event.x)
-        if item is not None and item.state == "RUNNING" and item.node is not None:
-            self._out.append(act.Pause(item.x, item.attempt, item.node.name))
+        self._wish_pause(event.x, True)
 
     def _resume_asked(self, event: ev.ResumeAsked) -> None:
-        item = self.items.get(event.x)
-        if item is not None and item.state == "PAUSED" and item.node is not None:
-            self._out.append(act.Resume(item.x, item.attempt, item.node.name))
+        self._wish_pause(event.x, False)
+
+    def _wish_pause(self, x: str, pausing: bool) -> None:
+        """A wish, carried out when the node can be told and the execution runs."""
+        item = self.items.get(x)
+        if item is None or item.is_slot or item.pausing == pausing:
+            return
+        item.pausing = pausing
+        if item.state in ("RUNNING", "PAUSED"):
+            self._say_pause(item)
+
+    def _say_pause(self, item: Item) -> None:
+        node = item.node
+        assert node is not None
+        if node.link == "OPEN" and item.state in ("RUNNING", "PAUSED") and not item.is_slot:
+            wish = act.Pause if item.pausing else act.Resume
+            self._out.append(wish(item.x, item.attempt, node.name))
 
     # ------------------------------------------------------------------ what nodes say
 
@@ -567,11 +615,13 @@ class Orchestration:
             return
         self._move(item, "staged")
         if item.node.link == "OPEN":
-            self._out.append(act.Hand(item.x, item.attempt, item.node.name))
+            self._hand(item, item.node)
 
     def _stage_failed(self, event: ev.StageFailed) -> None:
         item = self.items.get(event.x)
-        if item is None or item.state != "STAGING":
+        if item is None or item.state != "STAGING" or item.node is None:
+            return
+        if event.node and event.node != item.node.name:
             return
         self._leave_node(item)
         self._move(item, "stage_failed")
@@ -581,13 +631,9 @@ class Orchestration:
         item = self._current(event.x, event.attempt)
         if item is None or item.state != "PLACED":
             return
-        self._take_room(item)
-        item.started_at = self._now
-        item.recalling = False
-        self._move(item, "started")
-        if item.is_slot and not item.cancelling:
-            assert item.node is not None
-            self._out.append(act.Grant(item.x, item.node.name))
+        self._begin(item)
+        if item.pausing:
+            self._say_pause(item)
 
     def _paused(self, event: ev.Paused) -> None:
         item = self._current(event.x, event.attempt)
@@ -607,7 +653,12 @@ class Orchestration:
         node = item.node
         assert node is not None
         self._count_end(node)
-        if (item.collected or event.left) and not item.is_slot and event.reason not in ("lost", "node"):
+        if (
+            (item.collected or event.left)
+            and not item.is_slot
+            and event.reason not in ("lost", "node")
+            and not self._wants_retry(item, event.reason, event.code)
+        ):
             self._give_room_back(item)
             item.ended = (event.reason, event.code)
             self._move(item, "collect")
@@ -643,22 +694,28 @@ class Orchestration:
 
     def _conclude(self, item: Item, reason: str, code: int | None, why: str) -> None:
         """An attempt is over: another one, or the end."""
-        if item.state == "WAITING":
+        if item.state in ("WAITING", "STAGING"):
             self.queue.remove(item)
             self._move(item, "cancel" if reason == "cancelled" else "impossible")
             self._finish(item, reason, code, why)
             return
-        wanted = item.attempt <= item.retries and not item.cancelling and not item.is_slot and not item.lease
-        if wanted and item.state != "COLLECTING" and verdict.asks_retry(item.retry_on, reason, code):
+        if item.state != "COLLECTING" and self._wants_retry(item, reason, code):
             self._move(item, "retry")
             self._out.append(act.Retry(item.x, item.attempt, reason))
             item.attempt += 1
             item.started_at = None
-            self.queue.add(item)
+            item.recalling = False
+            self._requeue(item)
             return
         state = verdict.final_state(reason, code)
         self._move(item, verdict.edge(state))
         self._finish(item, reason, code, why)
+
+    @staticmethod
+    def _wants_retry(item: Item, reason: str, code: int | None) -> bool:
+        if item.attempt > item.retries or item.cancelling or item.is_slot or item.lease:
+            return False
+        return verdict.asks_retry(item.retry_on, reason, code)
 
     def _finish(self, item: Item, reason: str, code: int | None, why: str) -> None:
         del self.items[item.x]
@@ -675,15 +732,18 @@ class Orchestration:
         node = item.node
         assert node is not None
         self._leave_node(item)
-        if edge == "node_lost" and item.cancelling:
-            self._conclude(item, "cancelled", None, "before it started")
-            return
         self._move(item, edge)
         item.recalling = False
         if item.cancelling:
             self._conclude(item, "cancelled", None, "before it started")
-            return
-        self.queue.add(item)
+        elif item.lease:
+            self._conclude(item, "refused", None, "its slot is not held any more")
+        else:
+            self._requeue(item)
+
+    def _requeue(self, item: Item) -> None:
+        if self.queue.add(item):
+            self._unstarve()
 
     def _leave_node(self, item: Item) -> None:
         node = item.node
@@ -695,9 +755,11 @@ class Orchestration:
         item.ended = None
 
     def _drop_ahead(self, item: Item, node: Node) -> None:
-        if node.ahead.pop(item.x, None) is not None:
-            self._hungry[node.number] = node
-            if not node.ahead:
+        ahead = node.ahead
+        if ahead.pop(item.x, None) is not None:
+            if len(ahead) <= node.low_water:
+                self._hungry[node.number] = node
+            if not ahead:
                 del self._donors[node.number]
 
     def _take_room(self, item: Item) -> None:
@@ -717,15 +779,16 @@ class Orchestration:
     def _give_room_back(self, item: Item) -> None:
         node = item.node
         assert node is not None
-        if not item.has_room:
+        if item.has_room:
+            item.has_room = False
+            node.free_cpus += item.cpus
+            node.free_memory += item.memory_bytes
+            node.free_gpus += item.gpus
+            assert item.share is not None
+            item.share.used_cpus -= item.cpus
+            self.queue.renew(item.share)
+        else:
             self._drop_ahead(item, node)
-            return
-        item.has_room = False
-        node.free_cpus += item.cpus
-        node.free_memory += item.memory_bytes
-        node.free_gpus += item.gpus
-        assert item.share is not None
-        item.share.used_cpus -= item.cpus
         # The agent starts the oldest order it holds that fits; so does our picture of it.
         while node.ahead:
             oldest = next(iter(node.ahead.values()))
@@ -733,7 +796,7 @@ class Orchestration:
                 break
             self._take_room(oldest)
         self._refresh(node)
-        if self.queue.waiting:
+        if node.free_cpus > 0 and not node.ahead:
             self.queue.unpark()
 
     def _count_end(self, node: Node) -> None:
@@ -757,7 +820,8 @@ class Orchestration:
             assert item is not None
             node = self._choose(item)
             if node is None:
-                if self._reserved is None:
+                # Alone, it can be passed by nobody.
+                if self._reserved is None and len(queue) > 1:
                     self._reserve(item)
                 queue.park(group)
                 continue
@@ -824,7 +888,7 @@ class Orchestration:
             gpus += other.gpus
             if cpus >= item.cpus and memory >= item.memory_bytes and gpus >= item.gpus:
                 return end
-        return self._now
+        return self._now if not ends else _FOREVER
 
     def _reserve(self, item: Item) -> None:
         best: tuple[float, int, int, Node] | None = None
@@ -839,22 +903,39 @@ class Orchestration:
     def _unreserve(self) -> None:
         self._reserved = None
         self.queue.unpark()
+        self._unstarve()
+
+    def _unstarve(self) -> None:
+        if self._starved:
+            self._hungry.update(self._starved)
+            self._starved.clear()
 
     def _hand_ahead(self) -> None:
-        """Nothing more fits: give nodes the next orders already."""
-        for number, node in list(self._hungry.items()):
-            if node.link != "OPEN" or (self._reserved is not None and self._reserved[1] is node):
-                if node.link != "OPEN":
-                    del self._hungry[number]
+        """Nothing more fits: give nodes that have few orders ahead the next ones, evenly."""
+        hungry = self._hungry
+        reserved = self._reserved[1] if self._reserved is not None else None
+        for node in list(hungry.values()):
+            if node is reserved:
                 continue
-            room = self._ahead_limit(node) - len(node.ahead)
-            # Refilled in strides, not one by one: a stride is one message and one group in the journal.
-            if room > 0 and not (room * 4 < len(node.ahead) and node.rate > 100):
-                self._fill_ahead(node, room)
-            if room <= 0:
-                del self._hungry[number]
-            if not self.queue.waiting:
-                return
+            del hungry[node.number]
+            if node.state != "USABLE" or node.link != "OPEN":
+                continue
+            limit = self._ahead_limit(node)
+            # Refilled in strides where ends are many: a stride is one message, and one group in the journal.
+            node.low_water = limit * 3 // 4 if node.rate > 100 else limit - 1
+            room = limit - len(node.ahead)
+            fair = -(-self.queue.waiting // (len(hungry) + 1))
+            if room > 0:
+                self._fill_ahead(node, min(room, fair))
+                self._refresh(node)
+            if len(node.ahead) <= node.low_water:
+                if not self.queue.waiting:
+                    hungry[node.number] = node
+                    return
+                if fair < room:
+                    hungry[node.number] = node
+                else:
+                    self._starved[node.number] = node
 
     def _fill_ahead(self, node: Node, room: int) -> None:
         """Hand `room` orders ahead: the groups of the highest priority in turn, then the next ones."""
@@ -879,7 +960,7 @@ class Orchestration:
     @staticmethod
     def _may_go_ahead(group: Group, node: Node, reserved: Item | None) -> bool:
         item = group.head()
-        if item is None or item is reserved or item.is_slot:
+        if item is None or item is reserved:
             return False
         return node.could_ever(item) and (not item.nodes or node.name in item.nodes)
 
@@ -890,18 +971,23 @@ class Orchestration:
     def _rebalance(self) -> None:
         """Nodes have free room while others hold orders ahead that would wait long: ask for some of them back."""
         self._rebalance_at = self._now + self.policy.recall_after_s / 2
-        donor = max(self._donors.values(), key=_time_ahead)
-        if donor.link != "OPEN" or _time_ahead(donor) < self.policy.recall_after_s:
+        donors = [node for node in self._donors.values() if node.link == "OPEN"]
+        donor = max(donors, key=_time_ahead, default=None)
+        if donor is None or _time_ahead(donor) < self.policy.recall_after_s:
             return
+        left = self._index.free_cpus() - sum(1 for item in donor.ahead.values() if item.recalling)
+        stuck: set[Shape] = set()
         for item in reversed(donor.ahead.values()):
-            if item.recalling or item.cancelling or item.state != "PLACED":
+            if left <= 0:
+                return
+            if item.recalling or item.cancelling or item.state != "PLACED" or item.shape in stuck:
                 continue
             if self._choose(item) is None:
-                return
+                stuck.add(item.shape)
+                continue
             item.recalling = True
             self._out.append(act.Recall(item.x, item.attempt, donor.name))
-            if len([other for other in donor.ahead.values() if other.recalling]) >= self._index.free_cpus():
-                return
+            left -= item.cpus
 
     # ------------------------------------------------------------------ what cannot be
 
@@ -909,6 +995,7 @@ class Orchestration:
         """Look again at who waits: something fits now, or nothing ever will."""
         self._possible.clear()
         self.queue.unpark()
+        self._unstarve()
         for group in self.queue.groups():
             head = group.head()
             if head is None or self._is_possible(head):

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 class Share:
     """What a batch has of the nodes just now."""
 
-    __slots__ = ("used_cpus",)
+    __slots__ = ("groups", "used_cpus")
 
     def __init__(self) -> None:
         self.used_cpus = 0
+        #: Its groups that have somebody waiting.
+        self.groups: dict[GroupKey, Group] = {}
 
 
 class Group:
     """Waiting items that want the same."""
 
-    __slots__ = ("items", "key", "live", "parked", "priority", "queued", "share")
+    __slots__ = ("entry", "items", "key", "live", "parked", "priority", "share")
 
     def __init__(self, key: GroupKey, share: Share) -> None:
         self.key = key
@@ -36,7 +38,8 @@ class Group:
         #: Items that still wait; a cancelled one is left in `items` and skipped.
         self.live = 0
         self.parked = False
-        self.queued = False
+        #: Number of its entry in the queue's heap; an entry with another number is outdated. 0: it has none.
+        self.entry = 0
 
     def head(self) -> Item | None:
         """The oldest that waits."""
@@ -48,8 +51,8 @@ class Group:
 
 #: (cpus, memory bytes, gpus, walltime or None, allowed nodes)
 Shape = tuple[int, int, int, float | None, tuple[str, ...]]
-#: (priority, batch, shape)
-GroupKey = tuple[int, str, Shape]
+#: (priority, batch, shape, is a slot request)
+GroupKey = tuple[int, str, Shape, bool]
 
 
 class Queue:
@@ -57,11 +60,16 @@ class Queue:
 
     def __init__(self) -> None:
         self._groups: dict[GroupKey, Group] = {}
+        #: (-priority, cores its batch uses, order, entry, group)
         self._heap: list[tuple[int, int, int, int, Group]] = []
         self._shares: dict[str, Share] = {}
         self._parked: list[Group] = []
         self._count = 0
         self.waiting = 0
+
+    def __len__(self) -> int:
+        """How many groups wait."""
+        return len(self._groups)
 
     def share(self, batch: str) -> Share:
         """The share of a batch, made when first asked for."""
@@ -70,12 +78,13 @@ class Queue:
             found = self._shares[batch] = Share()
         return found
 
-    def add(self, item: Item) -> None:
-        """Take an item in, at the place its age gives it."""
-        key = (item.priority, item.batch, item.shape)
+    def add(self, item: Item) -> bool:
+        """Take an item in, at the place its age gives it; return whether it is the only one of its group."""
+        key = (item.priority, item.batch, item.shape, item.is_slot)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(key, self.share(item.batch))
+            share = self.share(item.batch)
+            group = self._groups[key] = share.groups[key] = Group(key, share)
         item.group = group
         items = group.items
         if not items or item.order > items[-1].order:
@@ -83,12 +92,13 @@ class Queue:
         elif item.order < items[0].order:
             items.appendleft(item)
         else:
-            # Only a person who changes priorities, or a late recall, gets here: a group is kept by age.
+            # Only a late recall or another attempt gets here: a group is kept by age.
             group.items = deque(sorted([*items, item], key=_age))
         group.live += 1
         self.waiting += 1
-        if not group.parked and not group.queued:
+        if not group.parked and (not group.entry or group.items[0] is item):
             self._push(group)
+        return group.live == 1
 
     def remove(self, item: Item) -> None:
         """Take an item out, wherever it stands."""
@@ -98,39 +108,54 @@ class Queue:
         item.group = None
         group.live -= 1
         self.waiting -= 1
-        if group.items and group.items[0] is item:
-            group.items.popleft()
+        items = group.items
+        if not group.live:
+            items.clear()
+            group.entry = 0
+            del self._groups[group.key]
+            del group.share.groups[group.key]
+        elif items[0] is item:
+            items.popleft()
+        elif len(items) > 2 * group.live + 16:
+            group.items = deque(other for other in items if other.group is group)
 
     def _push(self, group: Group) -> None:
         head = group.head()
         if head is None:
-            group.queued = False
             return
-        self._count += 1
-        group.queued = True
-        heapq.heappush(self._heap, (-group.priority, group.share.used_cpus, head.order, self._count, group))
+        self._count = group.entry = self._count + 1
+        heap = self._heap
+        heapq.heappush(heap, (-group.priority, group.share.used_cpus, head.order, self._count, group))
+        if len(heap) > 4 * len(self._groups) + 64:
+            heap[:] = [entry for entry in heap if entry[4].entry == entry[3]]
+            heapq.heapify(heap)
+
+    def renew(self, share: Share) -> None:
+        """A batch uses less than before: its groups move up."""
+        if len(self._groups) > 1:
+            for group in share.groups.values():
+                if group.entry:
+                    self._push(group)
 
     def first(self) -> Group | None:
         """The group whose head is next, or None when all that wait are parked. Stays in place."""
         heap = self._heap
         while heap:
-            _priority, used, order, _count, group = heap[0]
+            _priority, used, order, entry, group = heap[0]
+            if entry != group.entry:
+                heapq.heappop(heap)
+                continue
             head = group.head()
-            if head is None:
-                heapq.heappop(heap)
-                group.queued = False
-                self._forget(group)
-            elif used != group.share.used_cpus or order != head.order:
-                heapq.heappop(heap)
-                self._push(group)
-            else:
+            assert head is not None
+            if used == group.share.used_cpus and order == head.order:
                 return group
+            heapq.heappop(heap)
+            self._push(group)
         return None
 
     def park(self, group: Group) -> None:
         """Pass a group over until `unpark`: it fits nowhere now."""
-        heapq.heappop(self._heap)
-        group.queued = False
+        group.entry = 0
         group.parked = True
         self._parked.append(group)
 
@@ -142,13 +167,9 @@ class Queue:
                 group.parked = False
                 self._push(group)
 
-    def _forget(self, group: Group) -> None:
-        if not group.live and self._groups.get(group.key) is group:
-            del self._groups[group.key]
-
     def groups(self) -> list[Group]:
         """Every group that has somebody waiting."""
-        return [group for group in self._groups.values() if group.live]
+        return list(self._groups.values())
 
 
 def _age(item: Item) -> int:

@@ -80,7 +80,6 @@ EXECUTION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
         "succeed": "SUCCEEDED",
         "fail": "FAILED",
         "cancelled": "CANCELLED",
-        "lose": "LOST",
     },
     "SUCCEEDED": {},
     "FAILED": {},
