@@ -8,8 +8,8 @@ the first connection.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take the name for true; importing `typing` for it would cost more than all the rest.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from liborch.ssh.channel import Channel
     from liborch.ssh.limits import Completed, Counters, Limits
@@ -30,7 +30,7 @@ _HOMES = {
 __all__ = ["Channel", "Completed", "Connection", "Counters", "Endpoint", "Limits", "Pool", "resolve_host"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used: `--help` never pays for asyncio."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

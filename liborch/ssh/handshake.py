@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import socket
-import tempfile
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 #: Preferred among the ciphers the person's configuration allows: measured on a local link, in this order.
 _FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
-_FAST_KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org")
 
 
 class Crowded(Exception):
@@ -174,7 +173,19 @@ class _HungUp(Exception):
 
 
 def _import_asyncssh() -> None:
-    import asyncssh  # noqa: F401
+    """Import asyncssh without its search for two optional libraries, which runs ldconfig and gcc: 110 ms become 75."""
+    if "asyncssh" in sys.modules:
+        return
+    import ctypes.util
+
+    search = ctypes.util.find_library
+    ctypes.util.find_library = lambda name: (
+        None if name.removeprefix("lib") in ("oqs", "nettle") else search(name)
+    )
+    try:
+        import asyncssh  # noqa: F401
+    finally:
+        ctypes.util.find_library = search
 
 
 def _unreachable(
@@ -323,7 +334,7 @@ def _options(endpoint: Endpoint, limits: Limits, judge: Judge, keys: list[Any]) 
         "host_key_alias": endpoint.host_key_alias or endpoint.host,
         "server_host_key_algs": judge.algorithms(host_keys),
         "encryption_algs": choose(get_encryption_algs(), endpoint.ciphers, _FAST_CIPHERS),
-        "kex_algs": choose(get_default_kex_algs(), endpoint.kex, _FAST_KEX),
+        "kex_algs": choose(get_default_kex_algs(), endpoint.kex),
         "mac_algs": choose(get_mac_algs(), endpoint.macs),
         "compression_algs": "zlib@openssh.com,none" if endpoint.compression else "none",
         "client_keys": keys,
@@ -417,6 +428,8 @@ class _Proxy:
     @classmethod
     async def start(cls, command: str) -> _Proxy:
         """Start the command. Cancelling ends it."""
+        import tempfile
+
         ours, theirs = socket.socketpair()
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         try:

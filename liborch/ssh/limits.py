@@ -35,8 +35,9 @@ class Limits:
     idle_s: float = 30.0
     #: Output of `run` kept per stream, in bytes; the rest is dropped and `truncated` set.
     run_output_bytes: int = 64 << 20
-    #: Receive window of a channel, in bytes: the most that is under way to us.
-    window_bytes: int = 8 << 20
+    #: Receive window of a channel, in bytes: the most that is under way to us. At a round trip of 100 ms 2 MiB carried
+    #: 10 MB/s, 8 MiB 45, 16 MiB 83; nearby it makes no difference.
+    window_bytes: int = 16 << 20
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
 
 from liborch.errors import SpecError
 
@@ -95,6 +94,8 @@ def parse_name(text: str) -> Written:
     if "@" in rest:
         user, _, rest = rest.rpartition("@")
         if uri:
+            from urllib.parse import unquote
+
             user = unquote(user.partition(";")[0])
     port_text = ""
     bracketed = re.fullmatch(r"\[([^\]]+)\](?::(.*))?", rest)

@@ -261,3 +261,17 @@ async def test_commands_asked_for_while_the_link_dies_run_once_or_are_unknown(ma
     for i, result in enumerate(results):
         assert result.exit_status == 0 or result.unknown
         assert result.exit_status != 0 or str(i) in ran
+
+
+async def test_after_failures_the_next_attempt_waits_for_its_back_off(make_lab: MakeLab) -> None:
+    lab = make_lab(1)
+    lines: list[str] = []
+    pool = Pool(QUICK, rng=Random(5), config_file=str(lab.ssh_config), debug=lines.append)
+    async with pool:
+        for _ in range(4):
+            with pytest.raises(HostUnreachable):
+                await pool.connect("h1:2222")
+        counters = pool.counters("h1:2222")
+    assert (counters.failures, counters.handshakes) == (4, 4)
+    assert "refused" in counters.last_error
+    assert sum("next attempt in" in line for line in lines) == 3

@@ -248,3 +248,23 @@ async def test_a_closed_pool_answers_those_who_wait_and_takes_no_more(lab: Lab) 
     assert not held.is_open
     with pytest.raises(HostUnreachable, match="pool was closed"):
         await pool.run("h1", "true")
+
+
+async def test_a_jump_host_meant_for_every_host_is_not_sent_through_itself(lab: Lab, tmp_path: Path) -> None:
+    inner = lab.host("h2").inner[0]
+    (tmp_path / "config").write_text(
+        f"Host gate\n  HostName {lab.host('h1').address}\nHost in\n  HostName {inner}\n"
+        f"Host *\n  ProxyJump gate\nInclude {lab.ssh_config}\n"
+    )
+    async with Pool(config_file=str(tmp_path / "config")) as pool:
+        assert (await pool.run("in", "hostname")).stdout == b"h2\n"
+        assert (await pool.run("gate", "hostname")).stdout == b"h1\n"
+
+
+async def test_abandoned_commands_that_fill_every_connection_do_not_stop_the_next(make_lab: MakeLab) -> None:
+    lab = make_lab(1, MaxSessions=1)
+    async with pool_of(lab, limits=Limits(channels=1, connections=2)) as pool:
+        for _ in range(4):
+            result = await pool.run("h1", "sleep 60", timeout_s=0.5)
+            assert result.exit_status is None
+        assert (await pool.run("h1", "echo next", timeout_s=10)).stdout == b"next\n"
