@@ -8,9 +8,11 @@ import os
 
 try:
     from . import folder as _folder
+    from . import index as _index
     from . import store as _store
 except ImportError:
     import folder as _folder
+    import index as _index
     import store as _store
 
 Attempt = _store.Attempt
@@ -38,8 +40,8 @@ def clean(directory, folder, leave, keep_store):
     store = _store.Store(directory)
     if leave == "everything" or not store.exists():
         return report
-    lock = _folder.lock_for(store, folder)
-    index_path = _folder.names_for(store, folder)[0]
+    lock = _index.lock_for(store, folder)
+    index_path = _index.names_for(store, folder)[0]
     with Attempt(index_path, "cleaning"):
         try:
             lock.acquire(exclusive=True)
@@ -47,7 +49,7 @@ def clean(directory, folder, leave, keep_store):
             return report
         gone = False
         try:
-            index = load(index_path, folder)
+            index = _index.Index.load(index_path, folder)
             if index is not None and leave == "code":
                 _remove_results(store, index, report)
                 _restore_code(store, index, folder)
@@ -62,22 +64,13 @@ def clean(directory, folder, leave, keep_store):
     return report
 
 
-def load(index_path, folder):
-    """Return a folder's index; None when there is none."""
-    try:
-        return _folder.Index.load(index_path, folder)
-    except (ValueError, KeyError, TypeError, UnicodeError):
-        # Torn by a power cut. Without it nothing here can be told from the person's own files: touch nothing.
-        return None
-
-
 def live_manifests(store):
     """Return {snapshot: [digests]} of every folder that has an index."""
     live = {}
     for name in os.listdir(store.index):
         if name.endswith((b".lock", b".tmp")):
             continue
-        index = load(store.index + b"/" + name, b"")
+        index = _index.Index.load(store.index + b"/" + name, b"")
         snapshot = index.snapshot if index is not None else b"?"
         if snapshot not in live:
             data = store.manifest(snapshot)
@@ -92,7 +85,7 @@ def _remove_all(index, report):
     if not os.path.isdir(folder):
         pass
     elif index.made:
-        report.removed = sum(1 for _ in _folder.scan(folder))
+        report.removed = sum(1 for _ in _index.scan(folder))
         _store.remove_tree(folder)
     else:
         _remove(index, report, keep="pq")
@@ -116,7 +109,7 @@ def _remove_all(index, report):
 def _remove_results(store, index, report):
     store.open()
     try:
-        _remove(index, report, keep="opq", changed=lambda record: bytes.fromhex(record[6].decode()) in store)
+        _remove(index, report, keep="opq", changed=lambda digest: bytes.fromhex(digest.decode()) in store)
     finally:
         store.close()
 
@@ -124,13 +117,12 @@ def _remove_results(store, index, report):
 def _remove(index, report, keep, changed=None):
     """Delete entries unless their role is in `keep`; of ours also those `changed` agrees to when they were changed."""
     folders = []
-    for path, kind, status in list(_folder.scan(index.folder)):
-        record = index.records.get(path)
-        role = record[0] if record is not None else "m"
+    for path, kind, status in list(_index.scan(index.folder)):
+        role = index.role(path) or "m"
         if role in keep:
             if role != "o" or changed is None or kind == "d" or status is None:
                 continue
-            if index.state(path, kind, status) != "c" or not changed(record):
+            if index.state(path, kind, status) != "c" or not changed(index.digest(path)):
                 continue
         if kind == "d":
             folders.append(path)

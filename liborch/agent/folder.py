@@ -1,20 +1,12 @@
-"""An execution's folder on a host: what we put there, what the execution made, what was there before.
+"""Puts a snapshot into a folder on a host.
 
-Its job: bring a folder to the state of a snapshot writing only what differs (`Placing`), tell later what was made or
-changed (`scan`, `Index.state`), and take away again what we made (`clean`). Contents come from `store.py`; which files
-are wanted is the client's to decide. Standard library only, Python 3.6 and newer.
+Its job: bring a folder to the state of a snapshot, writing only what differs (`Placing`). Contents come from
+`store.py`; what is remembered of it is `index.py`'s, taking it away again `clean.py`'s. Standard library only, Python
+3.6 and newer.
 
 A manifest is a list of records, path and meaning, each ended by a NUL byte, sorted by path::
 
     f SIZE SHA256 | x SIZE SHA256 | l TARGET | d          a file, an executable, a link, an empty folder
-
-The index of a folder, `DIRECTORY/.orchestra/index/HASH` (of the folder's path), is one line of JSON, then records in
-the same form, `ROLE KIND SIZE MTIME CTIME INODE SHA256`. Roles::
-
-    o    ours: we put it there
-    q    ours, but the same bytes were there before us: survives cleaning
-    p    there before us: survives cleaning, comes back only when changed
-    e    made by an earlier execution in this folder: goes when cleaned, comes back only when changed
 
 When one of our names is taken by something else, ours wins, since an execution must see exactly the code that was
 submitted; the other is moved to `DIRECTORY/.orchestra/kept/HASH/`, named in the report, and moved back by `clean`.
@@ -25,15 +17,16 @@ in between never makes a file of ours look like one of the person's.
 
 import errno
 import hashlib
-import json
 import os
 import re
 import stat
 import time
 
 try:
+    from . import index as _index
     from . import store as _store
 except ImportError:
+    import index as _index
     import store as _store
 
 Attempt = _store.Attempt
@@ -42,8 +35,6 @@ Trouble = _store.Trouble
 #: Nanoseconds below the microsecond that mark a modification time set by us: the kernel's own clock practically never
 #: yields it, so a change within the same tick of the clock, leaving the size alone, still shows.
 MARK_NS = 7
-#: In place of a snapshot's name in the index of a folder that is being changed.
-UNDER_WAY = b"under-way"
 
 
 class Entry:
@@ -92,221 +83,8 @@ def parse_manifest(data):
     return entries
 
 
-def kind_of(status):
-    """Return f, x, l, d or s (socket, pipe, device) for a stat."""
-    mode = status.st_mode
-    if stat.S_ISREG(mode):
-        return "x" if mode & stat.S_IXUSR else "f"
-    if stat.S_ISDIR(mode):
-        return "d"
-    return "l" if stat.S_ISLNK(mode) else "s"
-
-
-def scan(folder):
-    """Yield (path, kind, stat) of everything below a folder, following no link, leaving out what is ours.
-
-    A folder that cannot be read comes with kind "u". Raises Trouble only for the folder itself.
-    """
-    stack = [b""]
-    while stack:
-        inside = stack.pop()
-        prefix = inside + b"/" if inside else b""
-        try:
-            with os.scandir(folder + b"/" + inside) as listing:
-                for item in listing:
-                    if item.name == b".orchestra":
-                        continue
-                    try:
-                        status = item.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    path = prefix + item.name
-                    kind = kind_of(status)
-                    if kind == "d":
-                        stack.append(path)
-                    yield path, kind, status
-        except OSError as error:
-            if not inside:
-                raise Trouble(folder, error.errno, "listing the folder")
-            yield inside, "u", None
-
-
-class Index:
-    """What is known of a folder: who put which file there, and how it looked then."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.made = False
-        self.made_directories = []
-        self.snapshot = b""
-        #: [path, where it is kept, role]: what was moved aside.
-        self.displaced = []
-        #: {path: (role, kind, size, mtime_ns, ctime_ns, inode, digest)}
-        self.records = {}
-
-    @classmethod
-    def load(cls, path, folder):
-        """Return the index in a file; None when there is none. Raises ValueError for one that cannot be read."""
-        try:
-            data = _store.read_file(path)
-        except FileNotFoundError:
-            return None
-        line, _, rest = data.partition(b"\n")
-        head = json.loads(line.decode())
-        index = cls(folder)
-        index.made = head["made"]
-        index.made_directories = [to_bytes(each) for each in head["made_directories"]]
-        index.snapshot = to_bytes(head["snapshot"])
-        index.displaced = [[to_bytes(name), to_bytes(at), role] for name, at, role in head["displaced"]]
-        fields = rest.split(b"\0")
-        for at in range(0, len(fields) - 1, 2):
-            role, kind, size, mtime, ctime, inode, digest = fields[at + 1].split(b" ")
-            index.records[fields[at]] = (
-                role.decode(),
-                kind.decode(),
-                int(size),
-                int(mtime),
-                int(ctime),
-                int(inode),
-                digest,
-            )
-        return index
-
-    def save(self, path):
-        """Write the index in one step. Raises Trouble."""
-        head = {
-            "version": 1,
-            "folder": to_text(self.folder),
-            "made": self.made,
-            "made_directories": [to_text(each) for each in self.made_directories],
-            "snapshot": to_text(self.snapshot),
-            "displaced": [[to_text(name), to_text(at), role] for name, at, role in self.displaced],
-        }
-        parts = [json.dumps(head).encode("ascii"), b"\n"]
-        for name, (role, kind, size, mtime, ctime, inode, digest) in self.records.items():
-            parts.append(
-                b"%s\0%s %s %d %d %d %d %s\0"
-                % (name, role.encode(), kind.encode(), size, mtime, ctime, inode, digest)
-            )
-        with Attempt(path, "writing the folder's index"):
-            _store.replace_file(path, b"".join(parts))
-
-    def note(self, path, role, kind, status, digest=b""):
-        """Record how an entry looks."""
-        self.records[path] = (
-            role,
-            kind,
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-            status.st_ino,
-            digest,
-        )
-
-    def same_stat(self, path, kind, status):
-        """Whether an entry looks exactly as recorded, so that its content cannot have changed."""
-        record = self.records.get(path)
-        return record is not None and record[1:6] == (
-            kind,
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-            status.st_ino,
-        )
-
-    def state(self, path, kind, status):
-        """Return "m" made, "c" changed, "u" sent and unchanged, "b" there before and unchanged."""
-        record = self.records.get(path)
-        if record is None:
-            return "m"
-        role, known_kind, size, mtime, _ctime, _inode, digest = record
-        sent = role in "oq"
-        same = "u" if sent else "b"
-        if kind == "d" and known_kind == "d":
-            return same
-        if kind == known_kind and self.same_stat(path, kind, status):
-            return same
-        if not sent:
-            return same if (kind, status.st_size, status.st_mtime_ns) == (known_kind, size, mtime) else "c"
-        if kind != known_kind:
-            return "c"
-        if kind != "l" and status.st_size != size:
-            return "c"
-        return same if content_digest(self.folder + b"/" + path, kind) == digest else "c"
-
-
-def content_digest(path, kind):
-    """Return the sha256, in hex, of a file's bytes or a link's target; b"" when it cannot be read."""
-    try:
-        if kind == "l":
-            return hashlib.sha256(os.readlink(path)).hexdigest().encode()
-        fd = os.open(path, _store.READ_FLAGS)
-    except OSError:
-        return b""
-    try:
-        running = hashlib.sha256()
-        while True:
-            piece = os.read(fd, _store.PIECE)
-            if not piece:
-                return running.hexdigest().encode()
-            running.update(piece)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
-
-
-def to_text(raw):
-    """Bytes of a name as JSON can carry them."""
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def to_bytes(text):
-    """The bytes of a name that came in JSON, whatever this process's locale."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def names_for(store, folder):
-    """Return (index file, folder for what is moved aside) of a folder."""
-    name = hashlib.sha256(folder).hexdigest()[:32].encode()
-    return store.index + b"/" + name, store.kept + b"/" + name
-
-
-def lock_for(store, folder):
-    """Return the lock that keeps two from placing into, or cleaning, one folder at once."""
-    return _store.Lock(names_for(store, folder)[0] + b".lock")
-
-
-def is_current(store, folder, snapshot):
-    """Whether a folder holds exactly what the index says that snapshot put there, and nothing new: no work to do.
-
-    Compares the index as text, without making sense of each line: this is all that sending unchanged code costs.
-    """
-    try:
-        line, _, rest = _store.read_file(names_for(store, folder)[0]).partition(b"\n")
-        if json.loads(line.decode())["snapshot"] != to_text(snapshot):
-            return False
-    except (FileNotFoundError, ValueError, KeyError, TypeError, UnicodeError):
-        return False
-    fields = rest.split(b"\0")
-    records = dict(zip(fields[::2], fields[1::2]))
-    try:
-        for path, kind, status in scan(folder):
-            meta = records.pop(path, b"")
-            if kind == "d" and meta[2:4] == b"d ":
-                continue
-            if status is None or not meta[2:].startswith(
-                b"%s %d %d %d %d "
-                % (kind.encode(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-            ):
-                return False
-    except Trouble:
-        return False
-    return not any(meta[:1] in (b"o", b"q") for meta in records.values())
-
-
 class Placing:
-    """Brings a folder to the state of a manifest. Hold `lock_for` and an open store meanwhile.
+    """Brings a folder to the state of a manifest. Hold `index.lock_for` and an open store meanwhile.
 
     `needed` maps each digest that has to be written somewhere to its entries; `write_small` may be called as contents
     arrive when the folder is `fresh` (they go to a hidden place first); `finish` does the rest and puts all in place.
@@ -319,19 +97,14 @@ class Placing:
         self.move_large = move_large
         self.written = 0
         self.displaced = []
-        self._index_path, self._kept = names_for(store, folder)
+        self._index_path, self._kept = _index.names_for(store, folder)
         self._umask = _store.umask()
         self._real = set()
-        old = None
         with Attempt(self._index_path, "reading the folder's index"):
-            try:
-                old = Index.load(self._index_path, folder)
-            except (ValueError, KeyError, TypeError, UnicodeError):
-                pass  # torn by a power cut: what is there counts as the person's
-        self.index = old or Index(folder)
+            self.index = _index.Index.load(self._index_path, folder) or _index.Index(folder)
         #: Named in the index only when all is in place: until then the folder holds no snapshot.
         self._snapshot = snapshot
-        self.index.snapshot = UNDER_WAY
+        self.index.snapshot = _index.UNDER_WAY
         self.fresh = not os.path.lexists(folder)
         self.needed = {}
         self._others = []
@@ -361,30 +134,29 @@ class Placing:
         old = index.records
         known = bool(old) or index.made
         wanted = {entry.path: entry for entry in self.entries}
-        fresh = Index(self.folder)
+        fresh = _index.Index(self.folder)
         records = fresh.records
         folders = []
-        for path, kind, status in scan(self.folder):
+        for path, kind, status in _index.scan(self.folder):
             if status is None:
                 continue
-            record = old.get(path)
+            role = index.role(path)
             entry = wanted.get(path)
-            if entry is not None and self._is_there(entry, kind, status, record):
-                ours = known and (record is None or record[0] in "oe")
+            if entry is not None and self._is_there(entry, kind, status):
+                ours = known and role in ("", "o", "e")
                 fresh.note(path, "o" if ours else "q", kind, status, entry.digest.hex().encode())
                 del wanted[path]
-            elif record is not None and record[0] == "o" and kind == record[1] == "d":
-                records[path] = record
+            elif role == "o" and kind == "d" and old[path][2:4] == b"d ":
+                records[path] = old[path]
                 folders.append(path)
-            elif record is not None and record[0] == "o" and index.same_stat(path, kind, status):
+            elif role == "o" and index.same_stat(path, kind, status):
                 if entry is None:
                     with Attempt(self.folder + b"/" + path, "removing a file that is no longer sent"):
                         os.unlink(self.folder + b"/" + path)
                 else:
-                    fresh.records[path] = record
+                    records[path] = old[path]
             else:
-                role = "e" if known and (record is None or record[0] in "oe") else "p"
-                fresh.note(path, role, kind, status)
+                fresh.note(path, "e" if known and role in ("", "o", "e") else "p", kind, status)
         index.records = records
         for entry in self.entries:
             if entry.path in wanted:
@@ -394,7 +166,7 @@ class Placing:
             if _store.remove_empty(self.folder + b"/" + path):
                 del records[path]
 
-    def _is_there(self, entry, kind, status, record):
+    def _is_there(self, entry, kind, status):
         if entry.kind != kind:
             return False
         if kind == "d":
@@ -402,9 +174,10 @@ class Placing:
         digest = entry.digest.hex().encode()
         if kind != "l" and status.st_size != entry.size:
             return False
-        if record is not None and record[6] and self.index.same_stat(entry.path, kind, status):
-            return record[6] == digest
-        return content_digest(self.folder + b"/" + entry.path, kind) == digest
+        known = self.index.digest(entry.path)
+        if known and self.index.same_stat(entry.path, kind, status):
+            return known == digest
+        return _index.content_digest(self.folder + b"/" + entry.path, kind) == digest
 
     def begin(self):
         """Prepare the place files go to. Call once, before the first write. Raises Trouble."""
@@ -432,9 +205,8 @@ class Placing:
             if self.needed or self._others:
                 # Intent: a kill from here on leaves files of ours that the index knows as ours.
                 for entry in self.entries:
-                    record = self.index.records.get(entry.path)
-                    if record is None:
-                        self.index.records[entry.path] = ("o", entry.kind, -1, 0, 0, 0, b"")
+                    if entry.path not in self.index.records:
+                        self.index.intend(entry.path, entry.kind)
                 self.index.save(self._index_path)
         self._stamp = time.time_ns() if hasattr(time, "time_ns") else int(time.time() * 1e9)
         self._stamp -= self._stamp % 1000 - MARK_NS
@@ -529,11 +301,8 @@ class Placing:
         except FileNotFoundError:
             there = None
         if there is not None:
-            record = self.index.records.get(entry.path)
-            untouched = (
-                record is not None
-                and record[0] == "o"
-                and self.index.same_stat(entry.path, kind_of(there), there)
+            untouched = self.index.role(entry.path) == "o" and self.index.same_stat(
+                entry.path, _index.kind_of(there), there
             )
             if stat.S_ISDIR(there.st_mode) or not untouched:
                 self._move_aside(entry.path)
@@ -541,8 +310,8 @@ class Placing:
         self._note(entry, os.lstat(full))
 
     def _move_aside(self, path):
-        record = self.index.records.get(path)
-        role = record[0] if record is not None and record[0] in "pq" else "e"
+        role = self.index.role(path)
+        role = role if role in ("p", "q") else "e"
         _store.make_directories(self._kept, 0o700)
         at = self._kept + b"/" + _store.token()
         os.rename(self._root + b"/" + path, at)
@@ -550,7 +319,7 @@ class Placing:
         self.displaced.append((path, at))
         below = path + b"/"
         for name in [each for each in self.index.records if each.startswith(below)]:
-            if self.index.records[name][2] >= 0:
+            if not self.index.is_intent(name):
                 del self.index.records[name]
         self.index.save(self._index_path)
 
@@ -579,9 +348,7 @@ class Placing:
                 os.rename(self._root, self.folder)
             self._root = self.folder
         else:
-            self.index.records = {
-                path: record for path, record in self.index.records.items() if record[2] >= 0
-            }
+            self.index.drop_intents()
             self.index.save(self._index_path)
 
     def _write_large(self, digest):

@@ -27,115 +27,32 @@ client had under way for that conversation are then read and dropped up to its `
 import gc
 import hashlib
 import os
-import queue
 import stat
 import struct
 import sys
-import threading
 
 try:
     from . import clean as _clean
     from . import folder as _folder
     from . import frames as _frames
+    from . import index as _index
+    from . import link as _link
     from . import store as _store
 except ImportError:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import clean as _clean
     import folder as _folder
     import frames as _frames
+    import index as _index
+    import link as _link
     import store as _store
 
-to_bytes = _folder.to_bytes
-to_text = _folder.to_text
-
-#: Credit is handed back in portions of this many bytes.
-PORTION = _frames.WINDOW // 4
-
-
-class Closed(Exception):
-    """The client is gone, or said that it is done."""
+to_bytes = _index.to_bytes
+to_text = _index.to_text
 
 
 class Refused(Exception):
     """A request that cannot be carried out, in words."""
-
-
-class Link:
-    """Frames in and out over two blocking descriptors, within the window of each direction."""
-
-    def __init__(self, stream, reading, writing):
-        self.stream = stream
-        self.reading = reading
-        self.writing = writing
-        self._window = _frames.Window()
-        self._change = threading.Condition()
-        self._out = threading.Lock()
-        self._closed = False
-        self._frames = queue.Queue()
-        self._owed = 0
-        reader = threading.Thread(target=self._read)
-        reader.daemon = True
-        reader.start()
-
-    def _read(self):
-        # Not frames.Decoder: read to measure, each body is copied once on its way in.
-        source = os.fdopen(self.reading, "rb", PORTION, closefd=False)
-        header = _frames.HEADER
-        try:
-            while True:
-                raw = source.read(header.size)
-                if len(raw) < header.size:
-                    break
-                version, _stream, head_size, body_size = header.unpack(raw)
-                if version != _frames.VERSION or head_size > _frames.MAX_HEAD or body_size > _frames.MAX_BODY:
-                    break
-                head = _frames.parse_head(source.read(head_size))
-                body = source.read(body_size)
-                if len(body) < body_size:
-                    break
-                if head.get("t") == "credit":
-                    with self._change:
-                        self._window.credit(int(head["n"]))
-                        self._change.notify()
-                else:
-                    self._frames.put((head, body, header.size + head_size + body_size))
-        except (OSError, _frames.FrameError, KeyError, ValueError):
-            pass
-        with self._change:
-            self._closed = True
-            self._change.notify()
-        self._frames.put(None)
-
-    def receive(self):
-        """Return (head, body). Raises Closed."""
-        item = self._frames.get()
-        if item is None or item[0].get("t") == "close":
-            self._frames.put(None)
-            raise Closed()
-        head, body, length = item
-        self._owed += length
-        if self._owed >= PORTION:
-            self._write(_frames.encode(self.stream, {"t": "credit", "n": self._owed}))
-            self._owed = 0
-        return head, body
-
-    def send(self, head, body=b""):
-        """Send one frame, waiting for window. Raises Closed."""
-        data = _frames.encode(self.stream, head, body)
-        with self._change:
-            while self._window.left <= 0 and not self._closed:
-                self._change.wait()
-            if self._closed:
-                raise Closed()
-            self._window.spend(len(data))
-        self._write(data)
-
-    def _write(self, data):
-        with self._out:
-            try:
-                _store.write_all(self.writing, data)
-            except OSError:
-                raise Closed()
 
 
 def numbers(body):
@@ -163,11 +80,12 @@ def serve_send(link, head):
     store.open()
     try:
         with _store.Attempt(store.index, "locking the folder"):
-            wanted_lock = _folder.lock_for(store, folder)
+            wanted_lock = _index.lock_for(store, folder)
             wanted_lock.acquire(exclusive=True)
             lock = wanted_lock
         with _store.Attempt(folder, "reading the folder's index"):
-            if _folder.is_current(store, folder, snapshot):
+            known = _index.Index.load(_index.names_for(store, folder)[0], folder)
+            if known is not None and known.is_current(snapshot):
                 link.send({"t": "done", "written": 0, "fresh": False, "displaced": []})
                 return
         entries = _receive_manifest(link, store, snapshot)
@@ -202,7 +120,7 @@ def serve_send(link, head):
                 placing.abandon()
         finally:
             if lock is not None:
-                lock.release(delete=not os.path.exists(_folder.names_for(store, folder)[0]))
+                lock.release(delete=not os.path.exists(_index.names_for(store, folder)[0]))
             store.close()
 
 
@@ -226,50 +144,6 @@ def _receive_manifest(link, store, snapshot):
         raise Refused(str(error))
 
 
-class Background:
-    """Makes calls in a thread, in order: writing files and hashing both let other threads run meanwhile."""
-
-    def __init__(self):
-        self._queue = queue.Queue(maxsize=8)
-        self._trouble = None
-        self._thread = None
-
-    def put(self, call, *arguments):
-        """Have a call made. Raises what went wrong with an earlier one."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run)
-            self._thread.daemon = True
-            self._thread.start()
-        if self._trouble is not None:
-            raise self._trouble
-        self._queue.put((call, arguments))
-
-    def _run(self):
-        while True:
-            call, arguments = self._queue.get()
-            if call is not None and self._trouble is None:
-                try:
-                    call(*arguments)
-                except Exception as trouble:
-                    self._trouble = trouble
-            self._queue.task_done()
-            if call is None:
-                return
-
-    def wait(self):
-        """Wait until all calls are made. Raises what went wrong."""
-        self._queue.join()
-        if self._trouble is not None:
-            raise self._trouble
-
-    def close(self):
-        """Make the calls that were put, then end the thread."""
-        if self._thread is not None:
-            self._queue.put((None, ()))
-            self._thread.join()
-            self._thread = None
-
-
 class Receiving:
     """Asks for contents and takes them in, small ones into a pack and, when the folder is new, at once into place."""
 
@@ -280,8 +154,8 @@ class Receiving:
         self.contents = contents
         self.incoming = {}
         self.failed = set()
-        self.files = Background()
-        self.hashes = Background()
+        self.files = _link.Background()
+        self.hashes = _link.Background()
 
     def round(self):
         """Ask for what is missing until all is there. Raises Refused when a file keeps changing under the client."""
@@ -379,15 +253,15 @@ def serve_fetch(link, head):
     """List what was made or changed in a folder and send what the client wants of it."""
     folder = absolute(head, "folder")
     store = _store.Store(absolute(head, "directory"))
-    index_path = _folder.names_for(store, folder)[0]
+    index_path = _index.names_for(store, folder)[0]
     with _store.Attempt(index_path, "reading the folder's index"):
-        index = _clean.load(index_path, folder) or _folder.Index(folder)
+        index = _index.Index.load(index_path, folder) or _index.Index(folder)
     entries = []
     records = []
     size = 0
     folders = []
     filled = set()
-    for path, kind, status in _folder.scan(folder):
+    for path, kind, status in _index.scan(folder):
         state = "m" if status is None else index.state(path, kind, status)
         filled.add(os.path.dirname(path))
         if kind == "d" and state == "m":
@@ -560,7 +434,7 @@ def serve(link):
     while True:
         try:
             head, _body = link.receive()
-        except Closed:
+        except _link.Closed:
             return
         service = SERVICES.get(head.get("t"))
         if service is None:
@@ -568,7 +442,7 @@ def serve(link):
         error = None
         try:
             service(link, head)
-        except Closed:
+        except _link.Closed:
             return
         except _store.Trouble as trouble:
             error = {
@@ -588,14 +462,14 @@ def serve(link):
         if error is not None:
             try:
                 link.send(dict(error, t="error"))
-            except Closed:
+            except _link.Closed:
                 return
 
 
 def main(argv):
     """Serve the stream whose number is argv[1] on descriptors 0 and 1."""
     gc.disable()  # nothing here makes cycles, and a large listing would be walked again and again
-    serve(Link(int(argv[1]), 0, 1))
+    serve(_link.Link(int(argv[1]), 0, 1))
     return 0
 
 
