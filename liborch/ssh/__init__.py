@@ -1,9 +1,9 @@
 """SSH connections: what a host's name means, whose keys are trusted, connections and channels within a server's limits.
 
 `resolve` turns a name into an Endpoint as `ssh` would, `host_keys` judges the server's key, `handshake` makes one
-connection of it, `channel` carries bytes, `pool` holds connections and hands out channels. Nothing here decides when
-to connect or what to run: the core does, the driver calls. Importing this package is cheap; asyncssh is imported by
-the first connection.
+connection of it, `channel` carries bytes, `connections` keeps one host's connections, `pool` all hosts' and hands out
+channels, `pacing` says when and how many. Nothing here decides when to connect or what to run: the core does, the
+driver calls. Importing this package is cheap; asyncssh is imported by the first connection.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from liborch.ssh.channel import Channel
+    from liborch.ssh.connections import Connection
     from liborch.ssh.limits import Completed, Counters, Limits
-    from liborch.ssh.pool import Connection, Pool
+    from liborch.ssh.pool import Pool
     from liborch.ssh.resolve import Endpoint, resolve_host
 
 _HOMES = {
     "Channel": "channel",
     "Completed": "limits",
-    "Connection": "pool",
+    "Connection": "connections",
     "Counters": "limits",
     "Endpoint": "resolve",
     "Limits": "limits",

@@ -77,7 +77,7 @@ class Gate:
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self._leave()
-            else:
+            elif waiter in self._waiters:
                 self._waiters.remove(waiter)
             raise
         try:
@@ -101,12 +101,7 @@ class Gate:
         while self._waiters and self.inside < int(self._width):
             waiter = self._waiters.popleft()
             if waiter.done():
-                # Cancelled, but not yet run: it looks for itself in the queue.
-                self._waiters.appendleft(waiter)
-                self._waiters.rotate(-1)
-                if all(each.done() for each in self._waiters):
-                    return
-                continue
+                continue  # Cancelled, and about to learn it.
             self.inside += 1
             self.total += 1
             self.peak = max(self.peak, self.inside)
