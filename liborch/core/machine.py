@@ -180,6 +180,11 @@ class Node:
     def __repr__(self) -> str:
         return f"<node {self.name}: {self.state}, link {self.link}, {self.free_cpus} of {self.cpus} cores free, {len(self.items)} here>"
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether orders can be given to it just now."""
+        return self.link == "OPEN" and self.state == "USABLE"
+
     def could_ever(self, item: Item) -> bool:
         """Whether the empty node would have room."""
         return item.cpus <= self.cpus and item.memory_bytes <= self.memory_bytes and item.gpus <= self.gpus
@@ -504,7 +509,7 @@ class Orchestration:
     def _refresh(self, node: Node) -> None:
         """Bring the index in line with a node."""
         # Room beside orders ahead is theirs: the agent starts them in order, whatever else would fit.
-        if node.state == "USABLE" and node.link == "OPEN" and not node.ahead:
+        if node.is_usable and not node.ahead:
             self._index.put(node.number, node.free_cpus, node.free_memory, node.free_gpus)
             return
         self._index.remove(node.number)
@@ -842,7 +847,8 @@ class Orchestration:
                 node = self.nodes.get(name)
                 if (
                     node is not None
-                    and node.link == "OPEN"
+                    and node.is_usable
+                    and not node.ahead
                     and node.fits(item)
                     and (node.number != keep or self._may_pass(item))
                 ):
@@ -851,14 +857,9 @@ class Orchestration:
         number = self._index.best(item.cpus, item.memory_bytes, item.gpus, keep)
         if number >= 0:
             return self._by_number[number]
-        if (
-            keep >= 0
-            and self._by_number[keep].fits(item)
-            and self._by_number[keep].link == "OPEN"
-            and self._may_pass(item)
-        ):
-            return self._by_number[keep]
-        return None
+        # What is reserved is usable: see `_refresh`.
+        kept = self._by_number[keep]
+        return kept if keep >= 0 and not kept.ahead and kept.fits(item) and self._may_pass(item) else None
 
     def _may_pass(self, item: Item) -> bool:
         """Whether an item may use the reserved node: it will be gone when the reservation begins."""
@@ -893,7 +894,7 @@ class Orchestration:
     def _reserve(self, item: Item) -> None:
         best: tuple[float, int, int, Node] | None = None
         for node in self._by_number:
-            if node.link == "OPEN" and node.could_ever(item) and (not item.nodes or node.name in item.nodes):
+            if node.is_usable and node.could_ever(item) and (not item.nodes or node.name in item.nodes):
                 key = (self._free_at(node, item), -node.free_cpus, node.number, node)
                 if best is None or key[:3] < best[:3]:
                     best = key
@@ -918,7 +919,7 @@ class Orchestration:
             if node is reserved:
                 continue
             del hungry[node.number]
-            if node.state != "USABLE" or node.link != "OPEN":
+            if not node.is_usable:
                 continue
             limit = self._ahead_limit(node)
             # Refilled in strides where ends are many: a stride is one message, and one group in the journal.
@@ -971,7 +972,7 @@ class Orchestration:
     def _rebalance(self) -> None:
         """Nodes have free room while others hold orders ahead that would wait long: ask for some of them back."""
         self._rebalance_at = self._now + self.policy.recall_after_s / 2
-        donors = [node for node in self._donors.values() if node.link == "OPEN"]
+        donors = [node for node in self._donors.values() if node.is_usable]
         donor = max(donors, key=_time_ahead, default=None)
         if donor is None or _time_ahead(donor) < self.policy.recall_after_s:
             return

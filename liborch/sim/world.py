@@ -151,9 +151,11 @@ class World:
             )
             self.later(rng.choice((0.0, rng.uniform(0.0, 60.0))), lambda name=name: self._add(name))  # type: ignore[misc]
         at = 0.0
+        # From nodes that are often free to queues that grow as long as requests come.
+        mean_s = rng.choice((2.5, 4.0, 6.0))
         cores = sum(node.room.cpus for node in self.nodes.values())
         for number in range(self.requests):
-            at += rng.expovariate(cores / 5.0)
+            at += rng.expovariate(cores / mean_s)
             self.later(at, lambda number=number: self._ask(number))  # type: ignore[misc]
         for what, times in (
             (self._tear, self.weather.tears),
