@@ -144,6 +144,8 @@ class Capture:
         self.slot = slot
         self.out, self.err = pair
         self.keep_files = False
+        #: Nothing was written: the files need no emptying.
+        self.is_clean = False
 
     def give_up(self):
         """Make the files the execution's own; return their paths."""
@@ -161,6 +163,7 @@ class Capture:
         """Return the output part of the verdict: sizes, and the text itself where it is small."""
         fields = {}
         sizes = [os.fstat(self.out).st_size, os.fstat(self.err).st_size]
+        self.is_clean = not any(sizes)
         large = max(sizes) > INLINE_BYTES
         if large:
             self.give_up()
@@ -177,8 +180,8 @@ class Capture:
         """Nobody writes any more: the slot's files are free again, own ones are closed, and removed unless still needed."""
         if self.slot is not None:
             try:
-                for fd in (self.out, self.err):
-                    if os.fstat(fd).st_size:
+                if not self.is_clean:
+                    for fd in (self.out, self.err):
                         os.ftruncate(fd, 0)
                 if self.slot not in self.captures.pairs:
                     self.captures.pairs[self.slot] = (self.out, self.err)

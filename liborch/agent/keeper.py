@@ -46,6 +46,12 @@ WATCH_S = 0.25
 SURVIVOR_GRACE_S = 1.0
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+#: Events are gathered for so long while more work is queued: one message for many, and no slot waits for it.
+GATHER_S = 0.004
+GATHER_MOST = 64
+
+
 class Owner:
     """One client-side orchestration, as the node knows it."""
 
@@ -158,7 +164,13 @@ class Keeper:
         self.claimed = set()
         self.segments = {}
         self.segment_of = {}
+        #: The working folder of this process: that of the execution started last.
+        self.at_folder = None
+        self.name = node.name()
+        #: (owner, number, text) of events not yet sent to the talker, and who of them ended.
         self.unsent = []
+        self.unsent_ended = []
+        self.unsent_since = 0.0
         self.timers = []
         self.timer_count = 0
         self.fresh = []
@@ -236,7 +248,7 @@ class Keeper:
             self._forget_claims(self._owner(owner))
         self.log = log.Log(self.folder)
         self.segments.setdefault(self.log.number, {"last": {}, "open": 0})
-        self._write([["B", self.boot, time.time()]])
+        self._write(["B", self.boot, time.time()])
         self._reap_strangers(open_claims, orders)
         for key, order in orders.items():
             if key not in open_claims:
@@ -271,11 +283,13 @@ class Keeper:
             self._close_order(key)
         self.captures.sweep(self.claimed)
 
-    def _write(self, lines):
-        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-        self.log.append(text.encode("ascii"))
+    def _write(self, line):
+        """Put one line on the log; returns it as it stands there."""
+        text = _encode(line).encode("ascii")
+        self.log.append(text + b"\n")
         if self.log.is_full:
             self.segments[self.log.rotate()] = {"last": {}, "open": 0}
+        return text
 
     def _event(self, owner, kind, x, attempt, detail):
         """Put an event on the log, then on the way to the talker."""
@@ -286,8 +300,12 @@ class Keeper:
         known.last_event = self.event_number
         if kind == "ended":
             known.ended.append((self.event_number, key_of(x, attempt)))
-        self._write([line])
-        self.unsent.append(line)
+        text = self._write(line)
+        if not self.unsent:
+            self.unsent_since = time.monotonic()
+        if kind == "ended":
+            self.unsent_ended.append([x, attempt])
+        self.unsent.append((owner, self.event_number, text))
 
     def _close_order(self, key):
         number = self.segment_of.pop(key, None)
@@ -341,7 +359,7 @@ class Keeper:
         if not accepted:
             return
         common = message.get("common") or {}
-        self._write([["O", owner, common, accepted]])
+        self._write(["O", owner, common, accepted])
         self._owner(owner)
         for order in self._unfold(owner, common, accepted):
             key = key_of(order["x"], order["a"])
@@ -433,7 +451,7 @@ class Keeper:
                 run.cores = self.cores.take(order["cpus"], order.get("numa"))
         run.grace_s = float(order.get("grace", 10.0))
         self.claimed.add(key)
-        self._write([["C", run.x, run.attempt, run.slot]])
+        self._write(["C", run.x, run.attempt, run.slot])
         run.started = time.monotonic()
         run.started_wall = time.time()
         self.runs[key] = run
@@ -460,7 +478,7 @@ class Keeper:
         env[processes.MARK] = run.key
         env["RUNAWAY_UUID"] = run.x
         env["RUNAWAY_HANDLE_ID"] = str(run.slot)
-        env["RUNAWAY_NODE_ID"] = node.name() if not order.get("node") else order["node"]
+        env["RUNAWAY_NODE_ID"] = order.get("node") or self.name
         if gpus:
             for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
                 env[name] = ",".join(gpus)
@@ -469,7 +487,9 @@ class Keeper:
         argv = list(order.get("argv") or ())
         if order.get("outcome"):
             env["ORCHESTRA_OUTCOME"] = self.captures.outcome_path(run.key)
-        os.chdir(folder)
+        if folder != self.at_folder:
+            os.chdir(folder)
+            self.at_folder = folder
         try:
             path = self._program(argv[0], env, folder)
             if order.get("mem"):
@@ -500,8 +520,9 @@ class Keeper:
             finally:
                 if run.cores:
                     os.sched_setaffinity(0, before)
-        finally:
-            os.chdir("/")
+        except OSError:
+            self.at_folder = None
+            raise
 
     def _program(self, name, env, folder):
         if "/" in name:
@@ -578,7 +599,7 @@ class Keeper:
         fields["rss"] = max(peak, run.peak)
         fields["cpu"] = round(usage.ru_utime + usage.ru_stime, 6)
         run.result = (fields, status)
-        left = processes.group_lives(run.pid) or self._has_strays(run)
+        left = self._has_orphans() and (processes.group_lives(run.pid) or self._has_strays(run))
         if run.ended_by is not None:
             reason, why = run.ended_by
             if reason in ("cancelled", "walltime"):
@@ -606,6 +627,15 @@ class Keeper:
             self._finish(run)
         elif waited < SURVIVOR_GRACE_S:
             self.at(waited, lambda: self._look_for_rest(run, waited * 2))
+
+    def _has_orphans(self):
+        """Whether we have more children than we started: what outlives its parent becomes ours. The usual answer, no, is cheap."""
+        if self.children_fd is None or not self.subreaper:
+            return True
+        try:
+            return len(os.pread(self.children_fd, 65536, 0).split()) > len(self.by_pid)
+        except OSError:
+            return True
 
     def _has_strays(self, run):
         """Whether descendants were reparented to us that left the execution's session."""
@@ -784,7 +814,7 @@ class Keeper:
             elif now - owner.seen_at > owner.lease_s:
                 self._cancel_owner(name, "its owner stayed away for %d s" % owner.lease_s)
                 if not any(run.owner == name for run in self.runs.values()):
-                    self._write([["F", name]])
+                    self._write(["F", name])
                     del self.owners[name]
         self.at(30.0, self._expire_owners)
 
@@ -856,7 +886,7 @@ class Keeper:
         if n > owner.acked:
             owner.acked = n
             self._forget_claims(owner)
-            self._write([["A", message["owner"], n]])
+            self._write(["A", message["owner"], n])
             if len(self.segments) > 1:
                 self._drop_segments()
 
@@ -1025,14 +1055,21 @@ class Keeper:
         self._write_talker()
 
     def _flush(self):
-        """Send the events gathered in this turn."""
+        """Send the events gathered: one message per owner, their text as it is on the log, so that nobody in between parses it."""
         if not self.unsent:
             return
         lines, self.unsent = self.unsent, []
+        ended, self.unsent_ended = self.unsent_ended, []
         if self.talker is None:
             return
-        for at in range(0, len(lines), 500):
-            self.talker_out += frames.encode(0, {"t": "events", "events": lines[at : at + 500]})
+        owners = {}
+        for owner, number, text in lines:
+            owners.setdefault(owner, []).append((number, text))
+        for owner, texts in owners.items():
+            for part in _portions(texts):
+                head = {"t": "events", "owner": owner, "first": part[0][0], "last": part[-1][0], "ended": ended}
+                self.talker_out += frames.encode(0, head, b"[" + b",".join(text for _, text in part) + b"]")
+                ended = []
         self._write_talker()
 
     def _write_talker(self):
@@ -1125,7 +1162,12 @@ class Keeper:
             if self.fresh and now - self.fresh[0].started >= ANNOUNCE_S:
                 self.announce(now)
             self.fill()
-            self._flush()
+            if self.unsent and (
+                not len(self.queues)
+                or len(self.unsent) >= GATHER_MOST
+                or time.monotonic() - self.unsent_since >= GATHER_S
+            ):
+                self._flush()
         self.enforcer.close()
         self.log.close()
 
@@ -1133,6 +1175,8 @@ class Keeper:
         until = self.timers[0][0] if self.timers else time.monotonic() + 30.0
         if self.fresh:
             until = min(until, self.fresh[0].started + ANNOUNCE_S)
+        if self.unsent:
+            until = min(until, self.unsent_since + GATHER_S)
         return self.poll.poll(max(0.0, until - time.monotonic()) + 0.0005)
 
     def _is_done(self):
@@ -1140,6 +1184,19 @@ class Keeper:
             self.busy_since = time.monotonic()
             return False
         return self.retiring or time.monotonic() - self.busy_since > self.idle_s
+
+
+def _portions(texts):
+    """Cut a list of (number, text) so that each portion fits a frame."""
+    part, size = [], 0
+    for entry in texts:
+        if part and size + len(entry[1]) > frames.MAX_BODY // 2:
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += len(entry[1]) + 1
+    if part:
+        yield part
 
 
 def _fd_bytes(fd):

@@ -200,8 +200,8 @@ class Talker:
         if not data:
             self._keeper_gone()
             return
-        for _stream, raw, _body, _size in self.keeper_in.feed(data):
-            self.on_keeper_message(frames.parse_head(raw))
+        for _stream, raw, body, _size in self.keeper_in.feed(data):
+            self.on_keeper_message(frames.parse_head(raw), body)
 
     def _keeper_gone(self):
         """Start another, and attach everybody again: what was missed is in the log."""
@@ -217,9 +217,9 @@ class Talker:
                 follower.asked_at = 0.0
         self.tell_present()
 
-    def on_keeper_message(self, head):
+    def on_keeper_message(self, head, body):
         if head["t"] == "events":
-            self.on_events(head["events"])
+            self.on_events(head, body)
         elif "req" in head:
             fd = None
             if head.get("tty") and self.incoming_fds:
@@ -230,42 +230,55 @@ class Talker:
             elif fd is not None:
                 os.close(fd)
 
-    def on_events(self, events):
-        owners = {}
-        for event in events:
-            owners.setdefault(event[1], []).append(event)
+    def on_events(self, head, body):
+        """Pass events on unread; only who follows an execution that ended has to look inside."""
         for session in self.sessions.values():
-            mine = owners.get(session.owner)
-            if mine and session.live:
-                self.send_events(session, mine)
-            for follower in list(session.followers.values()):
-                for event in events:
-                    if event[3] == follower.x and event[4] == follower.attempt and event[2] == "ended":
-                        self.follower_ended(follower, event[5])
+            if session.owner == head["owner"] and session.live:
+                self.send_events(session, head["first"], head["last"], body)
+        for x, attempt in head["ended"]:
+            self.tell_followers(x, attempt, head, body)
 
-    def send_events(self, session, events):
+    def tell_followers(self, x, attempt, head, body):
+        for session in list(self.sessions.values()):
+            for follower in list(session.followers.values()):
+                if follower.x == x and follower.attempt == attempt:
+                    for event in json.loads(body.decode("ascii")):
+                        if event[2] == "ended" and event[3] == x and event[4] == attempt:
+                            self.follower_ended(follower, event[5])
+
+    def send_events(self, session, first, last, body):
+        """Send a list of events, given as JSON text, unless the session lags: then the log serves it later."""
         if session.lagging or len(session.out) > HIGH_WATER:
             session.lagging = True
-            return
-        for at in range(0, len(events), 500):
-            part = [event for event in events[at : at + 500] if event[0] > session.last_sent]
-            if part:
-                session.last_sent = part[-1][0]
-                self.send(session, 0, {"t": "events", "events": part})
+        elif first > session.last_sent:
+            session.last_sent = last
+            self.send(session, 0, {"t": "events"}, body)
+        elif last > session.last_sent:
+            # A part of it went out by a replay.
+            rest = [event for event in json.loads(body.decode("ascii")) if event[0] > session.last_sent]
+            session.last_sent = last
+            self.send(session, 0, {"t": "events"}, json.dumps(rest).encode("ascii"))
 
     def replay(self, session, up_to=None):
         """Send what the log holds for a session beyond what it was sent."""
         batch = []
+        size = 0
         for event in log.read_events(self.folder, session.owner, session.last_sent):
             if up_to is not None and event[0] > up_to:
                 break
-            batch.append(event)
-            if len(batch) == 500:
-                self.send_events(session, batch)
-                batch = []
+            text = json.dumps(event).encode("ascii")
+            if batch and size + len(text) > frames.MAX_BODY // 2:
+                self._send_batch(session, batch)
+                batch, size = [], 0
                 if session.lagging:
                     return
-        self.send_events(session, batch)
+            batch.append((event[0], text))
+            size += len(text)
+        if batch:
+            self._send_batch(session, batch)
+
+    def _send_batch(self, session, batch):
+        self.send_events(session, batch[0][0], batch[-1][0], b"[" + b",".join(text for _, text in batch) + b"]")
 
     def tell_present(self):
         self.tell_keeper(

@@ -22,6 +22,7 @@ import msgspec
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration, Policy
+from liborch.core.tables import AT_NODE
 from liborch.drive.follow import follow
 from liborch.drive.link import AgentEvent
 from liborch.drive.orders import order_of, remote_folder, spec_to_json
@@ -48,6 +49,15 @@ from liborch.transfer.send import Progress
 RESULT_BYTES = 64 << 20
 #: Tries of a transfer that fails while its link is up.
 TRANSFER_TRIES = 3
+#: Leaving waits so long for what was sent for nothing to be taken away again, in seconds.
+TIDY_S = 10.0
+
+#: An acknowledgement is sent after so many events, or so many seconds, or when nothing is left to do.
+ACK_EVENTS = 500
+ACK_S = 1.0
+#: With more executions than this under way, rounds are so far apart, in seconds: fewer, larger messages and commits.
+BUSY_EXECUTIONS = 64
+PACE_S = 0.008
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -201,6 +211,9 @@ class Driver:
         self._idle = asyncio.Event()
         self._offset = -time.monotonic()
         self._count = 0
+        self._turned: asyncio.Future[None] | None = None
+        #: Tidying after what was cancelled while it was sent: `close` lets it finish, for a while.
+        self._tidying: set[asyncio.Task[None]] = set()
         self._closing = False
         self._pump_task = asyncio.ensure_future(self._pump())
 
@@ -270,13 +283,40 @@ class Driver:
         self._inbox.append(event)
         self._wake.set()
 
-    async def replay(self, groups: Iterable[bytes], executions: Iterable[Execution]) -> None:
+    async def turned(self) -> None:
+        """Return after the next round of events was recorded and acted upon."""
+        if self._turned is None:
+            self._turned = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._turned)
+
+    def follow(self, x: str, on_output: OnOutput | None = None) -> None:
+        """Have an execution's output collected while it is written, if it is not already; unknown ones are passed over."""
+        execution = self.executions.get(x)
+        if execution is None:
+            return
+        if execution.sink is None:
+            execution.sink = Sink(self._state_folder / "outputs" / x, on_output)
+        item = self.core.items.get(x)
+        if execution.following is None and item is not None and item.state in AT_NODE:
+            execution.following = self._spawn(self._follow(execution))
+
+    async def replay(
+        self,
+        groups: Iterable[bytes],
+        executions: Iterable[Execution],
+        details: dict[str, dict[str, Any]],
+        count: int,
+    ) -> None:
         """Take over from a client that is gone: rebuild the core from its events, then go on.
 
         Args:
             groups: Payloads from the journal, in order.
             executions: Those that are not final.
+            details: {id: what the agent said of its end}, of those whose results were being fetched.
+            count: Highest number of an execution so far.
         """
+        self._details.update(details)
+        self._count = count
         last = 0.0
         for payload in groups:
             recorded = _decode(payload)
@@ -294,7 +334,9 @@ class Driver:
                 execution.attempt = item.attempt
                 execution.state = item.state.lower()
                 execution.node = item.node.name if item.node is not None else ""
-            self._count += 1
+                execution.lease = item.lease
+            if execution.sink is not None:
+                self.follow(execution.id)
         self.post(ev.Restarted())
 
     async def close(self, *, cancel: bool = False, timeout_s: float = 20.0) -> None:
@@ -305,6 +347,8 @@ class Driver:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self.wait_idle()
+        if self._tidying:
+            await asyncio.wait(self._tidying, timeout=TIDY_S)
         self._closing = True
         self._wake.set()
         with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -314,6 +358,8 @@ class Driver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for target in self.targets.values():
             if target.link is not None:
+                if target.acked > target.told:
+                    target.link.tell("ack", n=target.acked)
                 link, target.link = target.link, None
                 await link.close()
         for execution in self.executions.values():
@@ -338,6 +384,8 @@ class Driver:
             raise
 
     async def _wait_for_events(self) -> None:
+        if len(self.executions) > BUSY_EXECUTIONS and not self._closing:
+            await asyncio.sleep(PACE_S)
         if self._inbox:
             return
         self._wake.clear()
@@ -370,12 +418,36 @@ class Driver:
         for name, n in received.items():
             target = self.targets[name]
             target.acked = n
-            if target.link is not None:
-                target.link.tell("ack", n=n)
+            self._acknowledge(target, now)
+        for event in events:
+            if isinstance(event, ev.LinkRefused):
+                self._stop_waiting(event.node)
+        if self._turned is not None:
+            self._turned.set_result(None)
+            self._turned = None
+
+    def _stop_waiting(self, node: str) -> None:
+        """A node cannot be reached until a person acts: whoever awaits what is on it is told so. It is not over for that."""
+        error = self.targets[node].error
+        if error is None:
+            return
+        for x in self.core.nodes[node].items:
+            execution = self.executions.get(x)
+            if execution is not None:
+                self._settle(execution, error)
+
+    def _acknowledge(self, target: Target, now: float) -> None:
+        """Tell the agent what is on record; many at a time, since each is a line on its log."""
+        due = target.acked - target.told >= ACK_EVENTS or now - target.told_at >= ACK_S or not self.executions
+        if due and target.acked > target.told and target.link is not None:
+            target.told = target.acked
+            target.told_at = now
+            target.link.tell("ack", n=target.acked)
 
     def _changes(self, events: list[ev.AnyEvent], actions: list[act.AnyAction]) -> list[Change]:
         """What the events and actions of a round mean for the journal's table of executions."""
         states: dict[str, str] = {}
+        records: dict[str, str] = {}
         final: list[Change] = []
         for event in events:
             if isinstance(event, ev.Started):
@@ -384,6 +456,12 @@ class Driver:
                 states[event.x] = "paused"
             elif isinstance(event, ev.Continued):
                 states[event.x] = "running"
+            elif isinstance(event, ev.Ended):
+                item = self.core.items.get(event.x)
+                if item is not None and item.state == "COLLECTING":
+                    # It will be acknowledged, so whoever takes over has to find it here.
+                    states[event.x] = "collecting"
+                    records[event.x] = record_of(self._details.get(event.x, {}), {}).decode()
         for action in actions:
             if isinstance(action, act.Hand):
                 self._moved(action.x, "placed", action.node)
@@ -391,8 +469,6 @@ class Driver:
             elif isinstance(action, act.Stage):
                 self._moved(action.x, "staging", action.node)
                 states[action.x] = "staging"
-            elif isinstance(action, act.Collect):
-                states[action.x] = "collecting"
             elif isinstance(action, act.Retry):
                 states[action.x] = "waiting"
             elif isinstance(action, act.Finish):
@@ -412,6 +488,7 @@ class Driver:
                     node=execution.node or None,
                     attempt=execution.attempt,
                     started_at=detail.get("start"),
+                    record=records.get(x),
                 )
             )
         return changes + final
@@ -486,7 +563,12 @@ class Driver:
             elif isinstance(action, act.Unstage):
                 execution = self.executions.get(action.x)
                 if execution is not None and execution.spec.transfer is not None:
-                    self._spawn_for(action.x, self._unstage(execution, self.targets[action.node]))
+                    staging = self._by_execution.pop(action.x, None)
+                    if staging is not None:
+                        staging.cancel()
+                    tidying = self._spawn(self._unstage(execution, self.targets[action.node]))
+                    self._tidying.add(tidying)
+                    tidying.add_done_callback(self._tidying.discard)
             elif isinstance(action, act.Grant):
                 grant = self._grants.get(action.x)
                 if grant is not None and not grant.done():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from liborch.agent import frames as _untyped
 from liborch.drive.bootstrap import Pipe
@@ -59,6 +62,15 @@ class AgentLink(Protocol):
 
     async def close(self) -> None:
         """Hang up; executions go on."""
+
+
+def _events(body: bytes) -> list[AgentEvent]:
+    try:
+        events: list[AgentEvent] = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        # A file name that is no UTF-8, in an error text: only the standard library takes its surrogates.
+        events = json.loads(body.decode("ascii"))
+    return events
 
 
 class FrameLink:
@@ -130,7 +142,7 @@ class FrameLink:
                             if other is not None:
                                 other.feed(raw, body, length)
                         else:
-                            self._on_control(frames.parse_head(raw))
+                            self._on_control(frames.parse_head(raw), body)
                 data = await self._pipe.read(1 << 18)
                 if not data:
                     break
@@ -141,11 +153,11 @@ class FrameLink:
         finally:
             await self._lose(why)
 
-    def _on_control(self, head: dict[str, Any]) -> None:
+    def _on_control(self, head: dict[str, Any], body: bytes) -> None:
         kind = head["t"]
         if kind == "events":
             if self._on_events is not None:
-                self._on_events(head["events"])
+                self._on_events(_events(body))
         elif kind == "attached":
             if self._on_attached is not None:
                 self._on_attached(head)
@@ -308,6 +320,11 @@ class FrameLink:
     async def close(self) -> None:
         """Hang up; executions go on. Never raises."""
         self._on_lost = None
+        # What was told last (an acknowledgement, a cancel) still goes out, if the link takes it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while self._out_bytes > 0 and self._lost is None:
+                    await asyncio.sleep(0.001)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

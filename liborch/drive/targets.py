@@ -31,6 +31,9 @@ class Target:
     error: OrchestraError | None = None
     #: The last of its events that is on record.
     acked: int = 0
+    #: The last that the agent was told is on record, and when.
+    told: int = 0
+    told_at: float = 0.0
     #: The last that was received.
     received: int = 0
 
