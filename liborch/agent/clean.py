@@ -140,7 +140,7 @@ def _restore_code(store, index, folder):
         data = store.manifest(index.snapshot)
         if data is None or not os.path.isdir(folder):
             return
-        placing = _folder.Placing(store, folder, index.snapshot, _folder.parse_manifest(data), False)
+        placing = _folder.Placing(store, folder, index, index.snapshot, _folder.parse_manifest(data), False)
         for digest in list(placing.needed):
             if digest not in store:
                 del placing.needed[digest]

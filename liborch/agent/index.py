@@ -127,6 +127,7 @@ class Index:
         self.displaced = []
         #: {path: description}, as in the file.
         self.records = {}
+        self._intended = set()
 
     @classmethod
     def load(cls, path, folder):
@@ -174,11 +175,13 @@ class Index:
     def intend(self, path, kind):
         """Record that an entry will be ours, before it is."""
         self.records[path] = b"o " + kind.encode() + b" -1 0 0 0 "
+        self._intended.add(path)
 
     def drop_intents(self):
         """Forget what was intended but never came to be."""
-        for path in [path for path in self.records if self.is_intent(path)]:
-            del self.records[path]
+        for path in self._intended:
+            if path in self.records and self.is_intent(path):
+                del self.records[path]
 
     def is_intent(self, path):
         """Whether an entry was never seen, only intended."""

@@ -89,7 +89,7 @@ def serve_send(link, head):
                 link.send({"t": "done", "written": 0, "fresh": False, "displaced": []})
                 return
         entries = _receive_manifest(link, store, snapshot)
-        placing = _folder.Placing(store, folder, snapshot, entries, bool(head["sole"]))
+        placing = _folder.Placing(store, folder, known, snapshot, entries, bool(head["sole"]))
         placing.begin()
         contents = {}
         for entry in entries:
