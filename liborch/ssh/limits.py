@@ -30,7 +30,7 @@ class Limits:
     #: Tries of one connection whose handshake the server breaks off (MaxStartups), each after a short back-off.
     handshake_tries: int = 8
     #: A channel wanted for so long with none given back opens a further connection.
-    grow_after_s: float = 0.5
+    grow_after_s: float = 2.0
     #: A further connection without channels is closed after so long.
     idle_s: float = 30.0
     #: Output of `run` kept per stream, in bytes; the rest is dropped and `truncated` set.

@@ -88,8 +88,9 @@ class Pool:
             As `connect`.
         """
         output = self.limits.run_output_bytes
+        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline):
                 channel = await self._open(host, command, lasting=False, stderr_limit=output)
         except TimeoutError:
             return Completed(
@@ -110,7 +111,7 @@ class Pool:
 
         feeder = self.spawn(feed())
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline):
                 while data := await channel.read():
                     room = output - kept
                     truncated = truncated or len(data) > room
