@@ -144,6 +144,7 @@ class Placing:
             if (
                 record is not None
                 and entry is not None
+                and kind == entry.kind
                 and record[:1] in b"oq"
                 and record == record[:2] + _index.looks(kind, status) + entry.hex
             ):

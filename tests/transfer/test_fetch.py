@@ -72,6 +72,13 @@ async def test_change_that_keeps_the_size_right_after_sending_is_seen(host: Host
     assert (await host.fetch(tmp_path / "back")).files == 100
 
 
+async def test_sent_files_carry_a_time_the_kernel_never_gives(host: Host, tmp_path: Path) -> None:
+    """Where the clock of a file system is coarse, only that tells a change in the same tick."""
+    await host.send(grow(tmp_path / "tree", TREE))
+    for name in ("code", "big"):
+        assert (host.directory / "run" / name).stat().st_mtime_ns % 1000 == 7
+
+
 async def test_files_there_before_come_only_when_changed(host: Host, tmp_path: Path) -> None:
     run = grow(host.directory / "run", {"mine": b"1", "mine2": b"1"})
     await host.send(grow(tmp_path / "tree", TREE))
