@@ -17,21 +17,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from liborch.core.machine import Policy
 from liborch.drive.driver import Driver, Execution
 from liborch.drive.outputs import OnOutput
 from liborch.drive.results import Result
+from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of
-from liborch.drive.transfers import Snapshots
 from liborch.errors import SpecError
-from liborch.journal import DriverLock, Journal, Writer
 from liborch.places import Places, places
 from liborch.profiles.find import find_host
 from liborch.specs import ExecutionSpec, HostProfile, Resources
-from liborch.ssh import Pool
 
 
 class Slot:
@@ -156,70 +154,17 @@ async def open_host(
     profile = name if isinstance(name, HostProfile) else find_host(name, folders.profiles, folders.ssh_config)
     orchestration = str(uuid.uuid4())
     async with driving(
-        orchestration, "api", title or f"host {profile.name}", folders, policy=policy, accept_new=accept_new
+        orchestration,
+        "api",
+        title or f"host {profile.name}",
+        folders,
+        details=details_of(profile, folders),
+        policy=policy,
+        accept_new=accept_new,
     ) as driver:
         for target in targets_of(profile):
             driver.add(target)
         yield Host(profile.name, profile, driver)
-
-
-@contextlib.asynccontextmanager
-async def driving(
-    orchestration: str,
-    kind: str,
-    title: str,
-    folders: Places,
-    *,
-    details: str = "{}",
-    policy: Policy | None = None,
-    accept_new: bool = False,
-    take_over: bool = False,
-    debug: Callable[[str], None] | None = None,
-    snapshots: Snapshots | None = None,
-    **options: Any,
-) -> AsyncIterator[Driver]:
-    """Hold an orchestration: its lock, its place in the journal, its driver. Leaving by an exception cancels what runs.
-
-    Raises:
-        Conflict: Another client drives it.
-    """
-    lock = DriverLock(folders.state, orchestration)
-    lock.acquire_nowait()
-    writer = None
-    pool = None
-    try:
-        writer = Writer(Journal.open(folders.journal))
-        if take_over:
-            await writer.run(lambda journal: journal.take_over(orchestration))
-        else:
-            await writer.run(lambda journal: journal.begin(orchestration, kind, title, details))  # type: ignore[arg-type]
-        config = str(folders.ssh_config) if folders.ssh_config is not None else None
-        pool = Pool(config_file=config, accept_new=accept_new, debug=debug)
-        driver = Driver(
-            orchestration,
-            writer,
-            pool,
-            folders.state,
-            policy=policy,
-            snapshots=Snapshots(folders.cache),
-            **options,
-        )
-        left = "ended"
-        try:
-            yield driver
-        finally:
-            if driver.detached:
-                left = "left"
-            await driver.close(cancel=not driver.detached)
-            if driver.executions:
-                left = "left"
-            await writer.run(lambda journal: journal.end(orchestration, left))  # type: ignore[arg-type]
-    finally:
-        if pool is not None:
-            await pool.close()
-        if writer is not None:
-            await writer.close()
-        lock.release()
 
 
 async def as_completed(executions: Iterable[Execution]) -> AsyncIterator[Execution]:

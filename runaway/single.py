@@ -16,10 +16,10 @@ from liborch import patterns
 from liborch.core.machine import Policy
 from liborch.drive.driver import Driver, Execution
 from liborch.drive.results import Result
+from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of
 from liborch.drive.transfers import Snapshots
 from liborch.errors import SpecError
-from liborch.host import driving
 from liborch.places import places
 from liborch.profiles.find import find_host
 from liborch.profiles.procedures import join_arguments
@@ -135,15 +135,12 @@ async def run_exec(
     def listener(what: str, _x: str, fields: dict[str, Any]) -> None:
         _narrate(messages, what, fields, snapshot)
 
-    details = json.dumps(
-        {"remote": remote, "ssh_config": str(folders.ssh_config or ""), "no_ecode": no_ecode}
-    )
     async with driving(
         x,
         "exec",
         spec.label,
         folders,
-        details=details,
+        details=details_of(profile, folders, no_ecode=no_ecode),
         policy=Policy(first_attempts=FIRST_ATTEMPTS, backoff_base_s=0.5),
         accept_new=accept_new,
         debug=messages.error if debug_ssh else None,

@@ -71,6 +71,8 @@ class Recorded(msgspec.Struct, array_like=True):
 
 
 _decode = msgspec.msgpack.Decoder(Recorded).decode
+#: A group without events.
+NOTHING = _encode(Recorded(0.0, [], {}))
 
 #: Told what happens: (what, execution, fields). For people's messages; decides nothing.
 Listener = Callable[[str, str, dict[str, Any]], None]
@@ -320,7 +322,7 @@ class Driver:
         last = 0.0
         for payload in groups:
             recorded = _decode(payload)
-            last = recorded.now
+            last = max(last, recorded.now)
             for event in recorded.events:
                 self.core.handle(event, recorded.now)
             for node, n in recorded.acks.items():
@@ -368,7 +370,8 @@ class Driver:
 
     # ------------------------------------------------------------------ the pump
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on the core's clock."""
         return time.monotonic() + self._offset
 
     async def _pump(self) -> None:
@@ -394,7 +397,7 @@ class Driver:
             await self._wake.wait()
             return
         try:
-            async with asyncio.timeout(max(0.0, deadline - self._now())):
+            async with asyncio.timeout(max(0.0, deadline - self.now())):
                 await self._wake.wait()
         except TimeoutError:
             if not self._inbox:
@@ -407,7 +410,7 @@ class Driver:
         received = {
             name: target.received for name, target in self.targets.items() if target.received > target.acked
         }
-        now = self._now()
+        now = self.now()
         actions: list[act.AnyAction] = []
         for event in events:
             actions += self.core.handle(event, now)
@@ -652,7 +655,7 @@ class Driver:
         error = self._error_for(action) if action.reason in ("refused", "staging") else None
         if grant is not None and not grant.done():
             grant.set_exception(error or WorldError(action.why or f"the slot request ended: {action.reason}"))
-        if execution.following is not None and error is None:
+        if execution.sink is not None and error is None:
             self._spawn(self._finish_followed(execution))
             return
         if execution.sink is not None:
@@ -661,11 +664,10 @@ class Driver:
 
     async def _finish_followed(self, execution: Execution) -> None:
         """The verdict is here; the last of the output may still be on its way."""
-        assert execution.following is not None and execution.sink is not None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10.0):
-                await asyncio.wait([execution.following])
-        execution.following.cancel()
+        assert execution.sink is not None
+        if execution.following is not None:
+            await asyncio.wait([execution.following], timeout=10.0)
+            execution.following.cancel()
         result = execution.result
         sink = execution.sink
         if result is not None and sink.offsets["out"] < len(result.stdout):
@@ -984,7 +986,7 @@ class Driver:
         transfer = execution.spec.transfer
         assert transfer is not None and target.link is not None
         folder = await self._resolve(execution, target)
-        if transfer.fetch:
+        if transfer.fetch and "output_folder" not in detail:
             stream = target.link.open_stream("transfer")
             try:
                 values = values_after(detail, folder, target.name)
@@ -1010,6 +1012,7 @@ class Driver:
                 folder=str(where),
                 refused=report.refused,
             )
+            await self._note(execution, detail)
         if transfer.leave != "everything":
             stream = target.link.open_stream("transfer")
             try:
@@ -1018,6 +1021,11 @@ class Driver:
                 await stream.close()
             self._tell("tidied", execution.id, node=target.name)
         return ""
+
+    async def _note(self, execution: Execution, detail: dict[str, Any]) -> None:
+        """Results are here, and what is on the node goes next: on record first, so that nobody fetches from there again."""
+        change = Change(execution.id, "collecting", record=record_of(detail, {}).decode())
+        await self._writer.commit(Group(self.orchestration, time.time(), 0, NOTHING, changed=[change]))
 
     async def _follow(self, execution: Execution, detail: dict[str, Any] | None = None) -> None:
         """Bring output home as it is written, over as many links as it takes."""

@@ -1,0 +1,154 @@
+"""Taking over an orchestration whose client is gone: killed, detached, or left on purpose.
+
+The journal says everything that is needed: the events rebuild the core, the rows what the core does not know, the
+details how to reach the host. From there on it is driven as if nothing had happened; the nodes say what they did meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from liborch.core import events as ev
+from liborch.core.machine import Policy
+from liborch.drive.driver import Driver, Execution
+from liborch.drive.orders import spec_from_json
+from liborch.drive.outputs import OnOutput, Sink
+from liborch.drive.session import driving
+from liborch.drive.targets import Target, targets_of
+from liborch.errors import JournalError, UnknownName
+from liborch.journal import ExecutionRow, Journal
+from liborch.places import Places
+from liborch.profiles.find import find_host
+from liborch.specs import HostProfile
+
+#: What runs somewhere is worth any number of tries to get there.
+POLICY = Policy(first_attempts=1_000_000)
+
+
+class Left(msgspec.Struct, frozen=True):
+    """What a client left behind."""
+
+    profile: HostProfile
+    ssh_config: str | None
+    details: dict[str, Any]
+    groups: Sequence[bytes]
+    #: Those that are not final, in order of submission.
+    rows: Sequence[ExecutionRow]
+    #: Highest number of an execution so far.
+    count: int
+
+
+@contextlib.asynccontextmanager
+async def adopting(
+    orchestration: str,
+    folders: Places,
+    *,
+    on_output: Callable[[str], OnOutput | None] | None = None,
+    before: Callable[[], None] | None = None,
+    **options: Any,
+) -> AsyncIterator[Driver]:
+    """Drive an orchestration again. Leaving lets what runs go on, unless `driver.detached` is set to False.
+
+    Args:
+        on_output: Says per execution who is given output that is not in its outputs folder yet; None: nobody asks for any.
+        before: Called when it is ours, before anything moves: what is in the outputs folder then does not change by itself.
+        options: As for `driving`.
+
+    Raises:
+        Conflict: Another client drives it.
+        UnknownName, JournalError, StorageError: It is not in the journal, or not as it should be.
+    """
+    config = await asyncio.to_thread(_config_of, folders, orchestration)
+    places = folders if config is None else msgspec.structs.replace(folders, ssh_config=config)
+    async with driving(orchestration, "", "", places, take_over=True, policy=POLICY, **options) as driver:
+        driver.detached = True
+        if before is not None:
+            before()
+        left = await asyncio.to_thread(read_left, folders, orchestration)
+        executions = [_execution(driver, row, folders, on_output) for row in left.rows]
+        targets = targets_of(left.profile)
+        driver.targets.update({target.name: target for target in targets})
+        details = {row.id: json.loads(row.record) for row in left.rows if row.record}
+        await driver.replay(left.groups, executions, details, left.count)
+        for target in targets:
+            driver.add(target)
+        for item in list(driver.core.items.values()):
+            if item.is_slot:
+                # Whoever held it is gone, and with it the reason to keep the room.
+                driver.post(ev.SlotAbandoned(item.x))
+        yield driver
+
+
+def read_left(folders: Places, orchestration: str) -> Left:
+    """Read what an orchestration's client left in the journal. Raises UnknownName, JournalError."""
+    with Journal.open(folders.journal, readonly=True) as journal:
+        row = journal.orchestration(orchestration)
+        if row is None:
+            raise UnknownName("orchestration", orchestration)
+        rows = journal.executions(orchestration, live=True, newest_first=False)
+        newest = journal.executions(orchestration, limit=1)
+        details = _details(folders, row.details)
+        return Left(
+            profile=profile_of(folders, details, rows[0].host if rows else ""),
+            ssh_config=details.get("ssh_config"),
+            details=details,
+            groups=[payload for _number, _at, payload in journal.groups(orchestration)],
+            rows=rows,
+            count=newest[0].number if newest else 0,
+        )
+
+
+def profile_of(folders: Places, details: dict[str, Any], host: str) -> HostProfile:
+    """The profile as it was at submission. Raises UnknownName, ProfileError when it was not noted and is not there now."""
+    noted = details.get("profile")
+    if noted is not None:
+        return msgspec.convert(noted, HostProfile)
+    return find_host(host, folders.profiles, folders.ssh_config)
+
+
+def target_of(profile: HostProfile, node: str | None) -> Target:
+    """The node of a host that an execution was on; the first one when that is not known."""
+    targets = targets_of(profile)
+    return next((target for target in targets if target.name == node), targets[0])
+
+
+def _execution(
+    driver: Driver, row: ExecutionRow, folders: Places, on_output: Callable[[str], OnOutput | None] | None
+) -> Execution:
+    try:
+        spec = spec_from_json(row.spec)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise JournalError(
+            str(folders.journal), f"the spec of {row.id} is of another version ({error})"
+        ) from error
+    execution = Execution(driver, row.id, row.host, spec)
+    told = on_output(row.id) if on_output is not None else None
+    if spec.live or spec.tty or told is not None:
+        execution.sink = Sink(folders.state / "outputs" / row.id, told)
+    return execution
+
+
+def _details(folders: Places, text: str) -> dict[str, Any]:
+    try:
+        details: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise JournalError(str(folders.journal), f"details that are no JSON ({error})") from error
+    return details
+
+
+def _config_of(folders: Places, orchestration: str) -> Any:
+    """The ssh configuration it was begun with, where it was not the person's own."""
+    from pathlib import Path
+
+    with Journal.open(folders.journal, readonly=True) as journal:
+        row = journal.orchestration(orchestration)
+    if row is None:
+        raise UnknownName("orchestration", orchestration)
+    given = _details(folders, row.details).get("ssh_config")
+    return Path(given) if given else None
