@@ -32,7 +32,8 @@ def lab(count: int = 1, **options: Any) -> Iterator[Any]:
 def own_folders(ssh_config: Path | str | None = None) -> Iterator[dict[str, str]]:
     """An environment whose state, cache and configuration are empty and vanish."""
     with tempfile.TemporaryDirectory(prefix="orchestra-bench-") as folder:
-        environment = dict(os.environ)
+        # A person has compiled modules; a workplace may forbid writing them, which would measure the compiler.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         for name in ("STATE", "CACHE", "CONFIG"):
             environment[f"XDG_{name}_HOME"] = f"{folder}/{name.lower()}"
         environment["ORCHESTRA_AGENT_STATE"] = f"{folder}/agent"
