@@ -7,15 +7,17 @@ what we had moved aside returns to its place. Standard library only, Python 3.6 
 import os
 
 try:
+    from . import files as _files
     from . import folder as _folder
     from . import index as _index
     from . import store as _store
 except ImportError:
+    import files as _files
     import folder as _folder
     import index as _index
     import store as _store
 
-Attempt = _store.Attempt
+Attempt = _files.Attempt
 
 
 class Cleaned:
@@ -86,23 +88,23 @@ def _remove_all(index, report):
         pass
     elif index.made:
         report.removed = sum(1 for _ in _index.scan(folder))
-        _store.remove_tree(folder)
+        _files.remove_tree(folder)
     else:
         _remove(index, report, keep="pq")
     for path, at, role in index.displaced:
         if role == "e":
-            _store.remove_tree(at)
+            _files.remove_tree(at)
         elif os.path.lexists(folder + b"/" + path):
             report.kept.append((path, at))
         elif os.path.lexists(at):
-            _store.make_directories(os.path.dirname(folder + b"/" + path))
+            _files.make_directories(os.path.dirname(folder + b"/" + path))
             os.rename(at, folder + b"/" + path)
             report.restored.append(path)
-        _store.remove_empty(os.path.dirname(at))
+        _files.remove_empty(os.path.dirname(at))
     if not index.made:
-        _store.remove_empty(folder + b"/.orchestra")
+        _files.remove_empty(folder + b"/.orchestra")
     for each in reversed(index.made_directories):
-        if not _store.remove_empty(each):
+        if not _files.remove_empty(each):
             break
 
 
@@ -130,7 +132,7 @@ def _remove(index, report, keep, changed=None):
             os.unlink(index.folder + b"/" + path)
             report.removed += 1
     for path in reversed(folders):
-        if _store.remove_empty(index.folder + b"/" + path):
+        if _files.remove_empty(index.folder + b"/" + path):
             report.removed += 1
 
 

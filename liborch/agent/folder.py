@@ -23,14 +23,16 @@ import stat
 import time
 
 try:
+    from . import files as _files
     from . import index as _index
     from . import store as _store
 except ImportError:
+    import files as _files
     import index as _index
     import store as _store
 
-Attempt = _store.Attempt
-Trouble = _store.Trouble
+Attempt = _files.Attempt
+Trouble = _files.Trouble
 
 #: Nanoseconds below the microsecond that mark a modification time set by us: the kernel's own clock practically never
 #: yields it, so a change within the same tick of the clock, leaving the size alone, still shows.
@@ -174,7 +176,7 @@ class Placing:
                 self._need(entry)
         for path in sorted(folders, reverse=True):
             # Ours of an earlier snapshot: gone when nothing is in it. One still needed is made again.
-            if _store.remove_empty(self.folder + b"/" + path):
+            if _files.remove_empty(self.folder + b"/" + path):
                 del records[path]
 
     def _is_there(self, entry, kind, status):
@@ -195,14 +197,14 @@ class Placing:
         with Attempt(self.folder, "making the folder"):
             if self.fresh:
                 parent = os.path.dirname(self.folder)
-                self.index.made_directories = _store.make_directories(parent)
+                self.index.made_directories = _files.make_directories(parent)
             else:
                 parent = self.folder
         same_device = os.stat(parent).st_dev == os.stat(self.store.tmp).st_dev
         if self.fresh:
             if not same_device:
                 self._temporary = parent
-            self._root = self._temporary + b"/.orchestra-" + _store.token()
+            self._root = self._temporary + b"/.orchestra-" + _files.token()
             with Attempt(self._root, "making the folder"):
                 os.mkdir(self._root)
         else:
@@ -211,7 +213,7 @@ class Placing:
                 self._temporary = self.folder + b"/.orchestra"
                 self._kept = self.folder + b"/.orchestra"
                 with Attempt(self._temporary, "making the folder"):
-                    _store.make_directories(self._temporary, 0o700)
+                    _files.make_directories(self._temporary, 0o700)
             self._root = self.folder
             if self.needed or self._others:
                 # Intent: a kill from here on leaves files of ours that the index knows as ours.
@@ -238,7 +240,7 @@ class Placing:
                 os.close(self._open_fd)
                 self._open_fd = -1
                 self._open_path = None
-            self._open_fd = os.open(self._root + b"/" + parent, _store.DIRECTORY_FLAGS)
+            self._open_fd = os.open(self._root + b"/" + parent, _files.DIRECTORY_FLAGS)
             self._open_path = parent
         return self._open_fd
 
@@ -269,7 +271,7 @@ class Placing:
                 at = path.rfind(b"/")
                 parent = path[:at] if at > 0 else b""
                 directory = self._open_fd if parent == self._open_path else self._parent(path)
-                fd = os.open(path[at + 1 :], _store.WRITE_FLAGS, mode, dir_fd=directory)
+                fd = os.open(path[at + 1 :], _files.WRITE_FLAGS, mode, dir_fd=directory)
                 try:
                     self._fill(fd, data)
                     self._note(entry, os.fstat(fd))
@@ -277,9 +279,9 @@ class Placing:
                     os.close(fd)
             else:
                 self._parent(path)
-                temporary = self._temporary + b"/" + _store.token()
+                temporary = self._temporary + b"/" + _files.token()
                 try:
-                    fd = os.open(temporary, _store.WRITE_FLAGS, mode)
+                    fd = os.open(temporary, _files.WRITE_FLAGS, mode)
                     try:
                         self._fill(fd, data)
                     finally:
@@ -296,7 +298,7 @@ class Placing:
 
     def _fill(self, fd, data):
         if data:
-            _store.write_all(fd, data)
+            _files.write_all(fd, data)
         os.utime(fd, ns=(self._stamp, self._stamp))
 
     def _note(self, entry, status):
@@ -323,8 +325,8 @@ class Placing:
     def _move_aside(self, path):
         role = self.index.role(path)
         role = role if role in ("p", "q") else "e"
-        _store.make_directories(self._kept, 0o700)
-        at = self._kept + b"/" + _store.token()
+        _files.make_directories(self._kept, 0o700)
+        at = self._kept + b"/" + _files.token()
         os.rename(self._root + b"/" + path, at)
         self.index.displaced.append([path, at, role])
         self.displaced.append((path, at))
@@ -370,7 +372,7 @@ class Placing:
             mode = 0o777 if entry.kind == "x" else 0o666
             with Attempt(full, "putting files in place"):
                 self._parent(entry.path)
-            target = full if self.fresh else self._temporary + b"/" + _store.token()
+            target = full if self.fresh else self._temporary + b"/" + _files.token()
             try:
                 self.store.place_large(digest, target, mode, self.move_large and len(entries) == 1)
                 with Attempt(full, "putting files in place"):
@@ -392,7 +394,7 @@ class Placing:
             os.symlink(entry.target, os.path.basename(entry.path), dir_fd=directory)
             self._note(entry, os.lstat(self._root + b"/" + entry.path))
             return
-        temporary = self._temporary + b"/" + _store.token()
+        temporary = self._temporary + b"/" + _files.token()
         os.symlink(entry.target, temporary)
         try:
             self._swap(temporary, entry)
@@ -407,7 +409,7 @@ class Placing:
             self._open_fd = -1
             self._open_path = None
         if self.fresh and getattr(self, "_root", self.folder) != self.folder:
-            _store.remove_tree(self._root)
+            _files.remove_tree(self._root)
 
 
 def discard(path):

@@ -21,12 +21,12 @@ import os
 import stat
 
 try:
-    from . import store as _store
+    from . import files as _files
 except ImportError:
-    import store as _store
+    import files as _files
 
-Attempt = _store.Attempt
-Trouble = _store.Trouble
+Attempt = _files.Attempt
+Trouble = _files.Trouble
 
 #: In place of a snapshot's name in the index of a folder that is being changed.
 UNDER_WAY = b"under-way"
@@ -86,13 +86,13 @@ def content_digest(path, kind):
     try:
         if kind == "l":
             return hashlib.sha256(os.readlink(path)).hexdigest().encode()
-        fd = os.open(path, _store.READ_FLAGS)
+        fd = os.open(path, _files.READ_FLAGS)
     except OSError:
         return b""
     try:
         running = hashlib.sha256()
         while True:
-            piece = os.read(fd, _store.PIECE)
+            piece = os.read(fd, _files.PIECE)
             if not piece:
                 return running.hexdigest().encode()
             running.update(piece)
@@ -136,7 +136,7 @@ class Index:
         Without an index nothing in a folder can be told from the person's own files, and is left alone.
         """
         try:
-            line, _, rest = _store.read_file(path).partition(b"\n")
+            line, _, rest = _files.read_file(path).partition(b"\n")
             head = json.loads(line.decode())
             index = cls(folder)
             index.made = head["made"]
@@ -166,7 +166,7 @@ class Index:
         for record in self.records.items():
             parts.extend(record)
         with Attempt(path, "writing the folder's index"):
-            _store.replace_file(path, parts[0] + b"".join(b"%s\0" % part for part in parts[1:]))
+            _files.replace_file(path, parts[0] + b"".join(b"%s\0" % part for part in parts[1:]))
 
     def note(self, path, role, kind, status, digest=b""):
         """Record how an entry looks; `digest` is the sha256, in hex, of its content."""
@@ -243,4 +243,4 @@ def names_for(store, folder):
 
 def lock_for(store, folder):
     """Return the lock that keeps two from placing into, or cleaning, one folder at once."""
-    return _store.Lock(names_for(store, folder)[0] + b".lock")
+    return _files.Lock(names_for(store, folder)[0] + b".lock")

@@ -9,11 +9,11 @@ import queue
 import threading
 
 try:
+    from . import files as _files
     from . import frames as _frames
-    from . import store as _store
 except ImportError:
+    import files as _files
     import frames as _frames
-    import store as _store
 
 #: Credit is handed back in portions of this many bytes.
 PORTION = _frames.WINDOW // 4
@@ -96,7 +96,7 @@ class Link:
     def _write(self, data):
         with self._out:
             try:
-                _store.write_all(self.writing, data)
+                _files.write_all(self.writing, data)
             except OSError:
                 raise Closed()
 

@@ -23,201 +23,36 @@ import fcntl
 import hashlib
 import mmap
 import os
-import stat
 import struct
+
+try:
+    from . import files as _files
+except ImportError:
+    import files as _files
 
 #: Contents up to this many bytes go into packs.
 SMALL = 128 << 10
-#: Bytes read or written at a time.
-PIECE = 1 << 20
-
 MAGIC = b"orchestra pack 1\n"
 RECORD = struct.Struct(">32sI")
 PLACE = struct.Struct(">32sQI")
 #: ioctl of Linux that makes a file share another's blocks, where the file system can.
 FICLONE = 0x40049409
 
-DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Trouble(Exception):
-    """Something on the node refused: which path, which errno, while doing what."""
-
-    def __init__(self, path, code, doing):
-        Exception.__init__(self, "%r: %s while %s" % (path, os.strerror(code), doing))
-        self.path = path
-        self.code = code
-        self.doing = doing
-
 
 class Missing(Exception):
     """A content that was thought to be in the store is not there, or no longer what its name says."""
-
-
-class Attempt:
-    """Turns an OSError within its block into Trouble that names the path."""
-
-    def __init__(self, path, doing):
-        self.path = path
-        self.doing = doing
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError):
-            named = error.filename if isinstance(error.filename, bytes) else self.path
-            raise Trouble(named, error.errno or errno.EIO, self.doing) from error
-        return False
-
-
-class Lock:
-    """An advisory lock on a file that may be deleted and made again by its holders."""
-
-    def __init__(self, path):
-        self.path = path
-        self.fd = -1
-
-    def acquire(self, exclusive, wait=True):
-        """Return whether the lock is held now. Without `wait` False means that somebody else has it."""
-        how = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
-        while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, how)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    os.close(fd)
-                    return False
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    os.close(fd)
-                    raise
-                # A file system without locks: better unlocked than unusable.
-            try:
-                there = os.stat(self.path)
-            except FileNotFoundError:
-                there = None
-            mine = os.fstat(fd)
-            if there is not None and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
-                self.fd = fd
-                return True
-            os.close(fd)  # its holder deleted it while we waited: what we locked guards nothing
-
-    def release(self, delete=False):
-        """Give the lock back; with `delete` (exclusive holders only) remove its file."""
-        if self.fd >= 0:
-            if delete:
-                os.unlink(self.path)
-            os.close(self.fd)
-            self.fd = -1
-
-
-def write_all(fd, data):
-    """Write every byte."""
-    done = os.write(fd, data)
-    while done < len(data):
-        done += os.write(fd, memoryview(data)[done:])
-
-
-def replace_file(path, data, mode=0o600):
-    """Write a whole file under a temporary name beside it, then rename it into place."""
-    temporary = path + b"." + token() + b".tmp"
-    fd = os.open(temporary, WRITE_FLAGS, mode)
-    try:
-        try:
-            write_all(fd, data)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def read_file(path):
-    """Return a file's bytes."""
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def token():
-    """Return a name nobody else uses."""
-    return (b"%d-" % os.getpid()) + os.urandom(6).hex().encode()
-
-
-def make_directories(path, mode=0o777):
-    """Make a directory and its ancestors; return those that were not there before, outermost first."""
-    absent = []
-    at = path
-    while not os.path.isdir(at):
-        absent.append(at)
-        up = os.path.dirname(at)
-        if up == at:
-            break
-        at = up
-    made = []
-    for each in reversed(absent):
-        try:
-            os.mkdir(each, mode)
-            made.append(each)
-        except FileExistsError:
-            if not os.path.isdir(each):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), each)
-    return made
-
-
-def remove_tree(path):
-    """Delete a file or a folder with everything in it, following no link, opening closed folders where allowed."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(mode):
-        os.unlink(path)
-        return
-    stack = [(path, False)]
-    while stack:
-        at, emptied = stack.pop()
-        if emptied:
-            os.rmdir(at)
-            continue
-        if mode & 0o700 != 0o700:
-            os.chmod(at, 0o700)
-        stack.append((at, True))
-        with os.scandir(at) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.stat(follow_symlinks=False).st_mode & 0o700 != 0o700:
-                        os.chmod(entry.path, 0o700)
-                    stack.append((entry.path, False))
-                else:
-                    os.unlink(entry.path)
-        mode = 0o700
-
-
-def remove_empty(path):
-    """Delete a folder if it is empty; return whether it is gone."""
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 class Pack:
     """A pack being written. Readable only when closed; whatever was added is kept even if the writer is killed."""
 
     def __init__(self, folder):
-        self.path = folder + b"/" + token() + b".pack"
+        self.path = folder + b"/" + _files.token() + b".pack"
         self.places = []
         self.buffer = [MAGIC]
         self.buffered = 0
         self.at = len(MAGIC)
-        self.fd = os.open(self.path, WRITE_FLAGS, 0o600)
+        self.fd = os.open(self.path, _files.WRITE_FLAGS, 0o600)
         fcntl.flock(self.fd, fcntl.LOCK_EX)  # says: its writer lives
 
     def add(self, digest, data):
@@ -227,13 +62,13 @@ class Pack:
         self.places.append((digest, self.at + RECORD.size, len(data)))
         self.at += RECORD.size + len(data)
         self.buffered += len(data) + RECORD.size
-        if self.buffered >= PIECE:
+        if self.buffered >= _files.PIECE:
             self.flush()
 
     def flush(self):
         """Hand what was added to the kernel."""
-        with Attempt(self.path, "storing what arrived"):
-            write_all(self.fd, b"".join(self.buffer))
+        with _files.Attempt(self.path, "storing what arrived"):
+            _files.write_all(self.fd, b"".join(self.buffer))
         self.buffer = []
         self.buffered = 0
 
@@ -242,7 +77,7 @@ class Pack:
         if self.fd >= 0:
             try:
                 self.flush()
-                with Attempt(self.path, "storing what arrived"):
+                with _files.Attempt(self.path, "storing what arrived"):
                     write_index(self.path, self.places)
             finally:
                 os.close(self.fd)
@@ -251,13 +86,13 @@ class Pack:
 
 def write_index(pack, places):
     """Write where the contents of a pack lie."""
-    replace_file(pack[:-5] + b".idx", b"".join(PLACE.pack(*place) for place in places))
+    _files.replace_file(pack[:-5] + b".idx", b"".join(PLACE.pack(*place) for place in places))
 
 
 def read_index(pack):
     """Return [(digest, offset, size)] of a pack. One whose writer was killed is indexed again; None: being written."""
     try:
-        return list(PLACE.iter_unpack(read_file(pack[:-5] + b".idx")))
+        return list(PLACE.iter_unpack(_files.read_file(pack[:-5] + b".idx")))
     except (FileNotFoundError, struct.error):
         pass
     fd = os.open(pack, os.O_RDWR | os.O_CLOEXEC)
@@ -299,7 +134,7 @@ class Store:
         self.index = self.base + b"/index"
         self.tmp = self.base + b"/tmp"
         self.kept = self.base + b"/kept"
-        self._lock = Lock(self.root + b"/lock")
+        self._lock = _files.Lock(self.root + b"/lock")
         self._where = {}
         self._large = set()
         #: Large contents whose hash was checked in this very conversation.
@@ -309,9 +144,9 @@ class Store:
 
     def open(self):
         """Make what is missing, keep others from deleting, and read what is there. Raises Trouble."""
-        with Attempt(self.base, "making the store"):
+        with _files.Attempt(self.base, "making the store"):
             while True:
-                made = make_directories(self.directory)
+                made = _files.make_directories(self.directory)
                 for each in (
                     self.base,
                     self.root,
@@ -323,15 +158,15 @@ class Store:
                     self.tmp,
                     self.kept,
                 ):
-                    make_directories(each, 0o700)
+                    _files.make_directories(each, 0o700)
                 try:
                     if made:
-                        replace_file(self.base + b"/made", b"\0".join(made))
+                        _files.replace_file(self.base + b"/made", b"\0".join(made))
                     self._lock.acquire(exclusive=False)
                     break
                 except FileNotFoundError:
                     continue  # somebody cleaned up between two lines: once more
-        with Attempt(self.root, "reading the store"):
+        with _files.Attempt(self.root, "reading the store"):
             self._load()
 
     def exists(self):
@@ -363,7 +198,7 @@ class Store:
     def add_small(self, digest, data):
         """Keep a content whose hash was checked by the caller. Raises Trouble."""
         if self._pack is None:
-            with Attempt(self.packs, "storing what arrived"):
+            with _files.Attempt(self.packs, "storing what arrived"):
                 self._pack = Pack(self.packs)
         self._pack.add(digest, data)
 
@@ -381,11 +216,11 @@ class Store:
         if digest not in self._where:
             raise Missing(digest)
         path, at, size = self._where[digest]
-        with Attempt(path, "reading the store"):
+        with _files.Attempt(path, "reading the store"):
             if path not in self._fds:
                 if len(self._fds) >= 64:
                     os.close(self._fds.popitem()[1])
-                self._fds[path] = os.open(path, READ_FLAGS)
+                self._fds[path] = os.open(path, _files.READ_FLAGS)
             data = os.pread(self._fds[path], size, at)
         if hashlib.sha256(data).digest() != digest:
             del self._where[digest]
@@ -400,9 +235,9 @@ class Store:
         source = self.large + b"/" + digest.hex().encode()
         if move:
             self._large.discard(digest)
-            with Attempt(target, "putting files in place"):
+            with _files.Attempt(target, "putting files in place"):
                 try:
-                    os.chmod(source, mode & ~umask())
+                    os.chmod(source, mode & ~_files.umask())
                     os.rename(source, target)
                     return
                 except FileNotFoundError:
@@ -412,25 +247,25 @@ class Store:
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise
-        with Attempt(source, "reading the store"):
+        with _files.Attempt(source, "reading the store"):
             try:
-                reading = os.open(source, READ_FLAGS)
+                reading = os.open(source, _files.READ_FLAGS)
             except FileNotFoundError:
                 self._large.discard(digest)
                 raise Missing(digest)
         try:
-            with Attempt(target, "putting files in place"):
-                writing = os.open(target, WRITE_FLAGS, mode)
+            with _files.Attempt(target, "putting files in place"):
+                writing = os.open(target, _files.WRITE_FLAGS, mode)
             try:
-                with Attempt(target, "putting files in place"):
+                with _files.Attempt(target, "putting files in place"):
                     try:
                         fcntl.ioctl(writing, FICLONE, reading)
                         return
                     except OSError:
                         pass  # most file systems cannot: copy
                     if digest in self._checked:
-                        copy(reading, writing)
-                    if digest in self._checked or copy_hashed(reading, writing) == digest:
+                        _files.copy(reading, writing)
+                    if digest in self._checked or _files.copy_hashed(reading, writing) == digest:
                         if move:
                             os.unlink(source)
                         return
@@ -455,15 +290,15 @@ class Store:
     def manifest(self, name):
         """Return a snapshot's manifest, or None. One that is not what its name says counts as absent."""
         try:
-            data = read_file(self.snapshots + b"/" + name)
+            data = _files.read_file(self.snapshots + b"/" + name)
         except FileNotFoundError:
             return None
         return data if hashlib.sha256(data).hexdigest().encode() == name else None
 
     def keep_manifest(self, name, data):
         """Keep a manifest the caller verified. Raises Trouble."""
-        with Attempt(self.snapshots, "storing the manifest"):
-            replace_file(self.snapshots + b"/" + name, data)
+        with _files.Attempt(self.snapshots, "storing the manifest"):
+            _files.replace_file(self.snapshots + b"/" + name, data)
 
     def collect(self, live_manifests):
         """Delete what no live snapshot needs; with none left, the whole store and the directories we made for it.
@@ -471,7 +306,7 @@ class Store:
         Skipped while somebody reads or adds: who finishes last deletes. `live_manifests` is called under the lock and
         returns {snapshot name: [digests]}. The store is closed already. Returns whether it ran. Raises Trouble.
         """
-        with Attempt(self.root, "cleaning the store"):
+        with _files.Attempt(self.root, "cleaning the store"):
             try:
                 if not self._lock.acquire(exclusive=True, wait=False):
                     return False
@@ -484,7 +319,7 @@ class Store:
                     self._prune(live)
                 else:
                     for each in (self.packs, self.large, self.incoming, self.snapshots, self.tmp):
-                        remove_tree(each)
+                        _files.remove_tree(each)
                     self._lock.release(delete=True)
                     deleted = True
             finally:
@@ -506,7 +341,7 @@ class Store:
                 if name not in kept:
                     os.unlink(folder + b"/" + name)
         for name in os.listdir(self.tmp):
-            remove_tree(self.tmp + b"/" + name)
+            _files.remove_tree(self.tmp + b"/" + name)
         for name in os.listdir(self.packs):
             if name.endswith(b".pack"):
                 path = self.packs + b"/" + name
@@ -517,18 +352,18 @@ class Store:
 
     def _remove_base(self):
         try:
-            made = read_file(self.base + b"/made").split(b"\0")
+            made = _files.read_file(self.base + b"/made").split(b"\0")
         except FileNotFoundError:
             made = []
         for each in (self.root, self.index, self.kept):
-            remove_empty(each)
+            _files.remove_empty(each)
         if os.path.isdir(self.index) or os.path.isdir(self.kept) or os.path.isdir(self.root):
             return
         if made:
             os.unlink(self.base + b"/made")
-        if remove_empty(self.base):
+        if _files.remove_empty(self.base):
             for each in reversed(made):
-                if not remove_empty(each):
+                if not _files.remove_empty(each):
                     break
 
 
@@ -540,21 +375,21 @@ class Incoming:
         self.digest = digest
         self.size = size
         self.path = store.incoming + b"/" + digest.hex().encode()
-        with Attempt(self.path, "storing what arrived"):
+        with _files.Attempt(self.path, "storing what arrived"):
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 # Somebody else receives the same content right now: do not wait for them, nor disturb them.
                 os.close(self.fd)
-                self.path += b"." + token()
-                self.fd = os.open(self.path, os.O_RDWR | WRITE_FLAGS & ~os.O_WRONLY, 0o600)
+                self.path += b"." + _files.token()
+                self.fd = os.open(self.path, os.O_RDWR | _files.WRITE_FLAGS & ~os.O_WRONLY, 0o600)
             self.hash = hashlib.sha256()
             self.at = 0
             if os.fstat(self.fd).st_size > size:
                 os.ftruncate(self.fd, 0)
             while True:
-                piece = os.read(self.fd, PIECE)
+                piece = os.read(self.fd, _files.PIECE)
                 if not piece:
                     break
                 self.hash.update(piece)
@@ -564,8 +399,8 @@ class Incoming:
 
     def write(self, data):
         """Take the next bytes; the caller updates `hash` with them. Raises Trouble."""
-        with Attempt(self.path, "storing what arrived"):
-            write_all(self.fd, data)
+        with _files.Attempt(self.path, "storing what arrived"):
+            _files.write_all(self.fd, data)
         self.at += len(data)
 
     def finish(self):
@@ -574,7 +409,7 @@ class Incoming:
         if self.at != self.size or self.hash.digest() != self.digest:
             os.unlink(self.path)
             return False
-        with Attempt(self.path, "storing what arrived"):
+        with _files.Attempt(self.path, "storing what arrived"):
             os.rename(self.path, self.store.large + b"/" + self.digest.hex().encode())
         self.store.arrived(self.digest)
         return True
@@ -584,31 +419,3 @@ class Incoming:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def copy(reading, writing):
-    """Copy all of a file within the kernel."""
-    at = 0
-    while True:
-        count = os.sendfile(writing, reading, at, 1 << 30)
-        if not count:
-            return
-        at += count
-
-
-def copy_hashed(reading, writing):
-    """Copy all of a file and return its sha256."""
-    running = hashlib.sha256()
-    while True:
-        piece = os.read(reading, PIECE)
-        if not piece:
-            return running.digest()
-        running.update(piece)
-        write_all(writing, piece)
-
-
-def umask():
-    """Return the process's umask, which can only be read by setting it."""
-    value = os.umask(0o077)
-    os.umask(value)
-    return value

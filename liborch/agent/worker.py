@@ -33,6 +33,7 @@ import sys
 
 try:
     from . import clean as _clean
+    from . import files as _files
     from . import folder as _folder
     from . import frames as _frames
     from . import index as _index
@@ -41,6 +42,7 @@ try:
 except ImportError:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import clean as _clean
+    import files as _files
     import folder as _folder
     import frames as _frames
     import index as _index
@@ -79,11 +81,11 @@ def serve_send(link, head):
     lock = placing = None
     store.open()
     try:
-        with _store.Attempt(store.index, "locking the folder"):
+        with _files.Attempt(store.index, "locking the folder"):
             wanted_lock = _index.lock_for(store, folder)
             wanted_lock.acquire(exclusive=True)
             lock = wanted_lock
-        with _store.Attempt(folder, "reading the folder's index"):
+        with _files.Attempt(folder, "reading the folder's index"):
             known = _index.Index.load(_index.names_for(store, folder)[0], folder)
             if known is not None and known.is_current(snapshot):
                 link.send({"t": "done", "written": 0, "fresh": False, "displaced": []})
@@ -254,7 +256,7 @@ def serve_fetch(link, head):
     folder = absolute(head, "folder")
     store = _store.Store(absolute(head, "directory"))
     index_path = _index.names_for(store, folder)[0]
-    with _store.Attempt(index_path, "reading the folder's index"):
+    with _files.Attempt(index_path, "reading the folder's index"):
         index = _index.Index.load(index_path, folder) or _index.Index(folder)
     entries = []
     records = []
@@ -338,9 +340,9 @@ class Sending:
                         os.close(directory_fd)
                         directory_fd = -1
                     directory = None
-                    directory_fd = os.open(self.folder + b"/" + parent, _store.DIRECTORY_FLAGS)
+                    directory_fd = os.open(self.folder + b"/" + parent, _files.DIRECTORY_FLAGS)
                     directory = parent
-                fd = os.open(name, _store.READ_FLAGS | os.O_NONBLOCK, dir_fd=directory_fd)
+                fd = os.open(name, _files.READ_FLAGS | os.O_NONBLOCK, dir_fd=directory_fd)
                 try:
                     if not stat.S_ISREG(os.fstat(fd).st_mode):
                         self.link.send({"t": "gone", "k": k, "why": "it is no file any more"})
@@ -386,7 +388,7 @@ class Sending:
         running = hashlib.sha256()
         at = 0
         while at < offset:
-            piece = os.read(fd, min(_store.PIECE, offset - at))
+            piece = os.read(fd, min(_files.PIECE, offset - at))
             if not piece:
                 break
             running.update(piece)
@@ -444,7 +446,7 @@ def serve(link):
             service(link, head)
         except _link.Closed:
             return
-        except _store.Trouble as trouble:
+        except _files.Trouble as trouble:
             error = {
                 "kind": "storage",
                 "path": to_text(trouble.path),

@@ -18,7 +18,7 @@ from liborch.transfer.stream import worker_stream
 from tests.transfer.trees import grow, picture
 
 AGENT = Path(__file__).parents[2] / "liborch/agent"
-MODULES = ["frames", "link", "store", "index", "folder", "clean", "worker"]
+MODULES = ["files", "frames", "link", "store", "index", "folder", "clean", "worker"]
 
 
 @pytest.mark.parametrize("module", MODULES)
