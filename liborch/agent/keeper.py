@@ -1001,6 +1001,7 @@ class Keeper:
             {
                 "t": "status",
                 "req": message["req"],
+                "pid": os.getpid(),
                 "room": self.describe(),
                 "runs": [
                     {

@@ -53,6 +53,10 @@ class Follower:
         self.window = frames.Window()
         self.files = {}
         self.final = head.get("final")
+        #: Whose execution it is, when somebody looks on who is not attached as its owner.
+        self.owner = head.get("owner") or session.owner
+        #: Wants what there is by now, not what comes.
+        self.only_now = bool(head.get("now"))
         self.inline = None
         self.terminal = None
         self.wants_terminal = head["kind"] == "tty"
@@ -604,6 +608,10 @@ class Talker:
                 data = follower.inline[name][follower.offsets[name] :]
                 if data:
                     self._send_output(follower, name, data)
+        if follower.only_now and follower.final is None and not progress:
+            found = follower.files or follower.scanned
+            if found and follower.window.left > 0 and len(session.out) < HIGH_WATER:
+                follower.final = dict(follower.offsets)
         if follower.final is not None and follower.terminal is None and self._has_all(follower):
             self.send(
                 session,
@@ -670,7 +678,7 @@ class Talker:
             if follower.scanned:
                 return
             follower.scanned = True
-            for event in log.read_events(self.folder, follower.session.owner, 0):
+            for event in log.read_events(self.folder, follower.owner, 0):
                 if event[2] == "ended" and event[3] == follower.x and event[4] == follower.attempt:
                     self.follower_ended(follower, event[5])
                     return

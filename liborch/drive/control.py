@@ -110,7 +110,12 @@ def status(driver: Driver) -> dict[str, Any]:
     clock = time.time()
     return {
         "nodes": [
-            {"name": node.name, "link": node.link.lower(), "since": clock - (now - node.since), "why": node.why}
+            {
+                "name": node.name,
+                "link": node.link.lower(),
+                "since": clock - (now - node.since),
+                "why": node.why,
+            }
             for node in driver.core.nodes.values()
         ],
         "executions": {item.x: item.state.lower() for item in driver.core.items.values()},
@@ -143,6 +148,8 @@ async def set_pace(driver: Driver, x: str, *, pause: bool) -> str:
             raise SpecError(f"{x[:8]} is {item.state.lower()}: only what runs can be paused and resumed")
         now = driver.now()
         if now >= deadline:
+            # The wish would stay, and come true at some later time.
+            driver.post(ev.ResumeAsked(x) if pause else ev.PauseAsked(x))
             why = "; ".join(driver.core.explain(x))
             raise WorldError(f"{x[:8]} is not {wanted.lower()} after {PACE_S:.0f} s: {why}")
         if now - asked_at >= AGAIN_S:

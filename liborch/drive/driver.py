@@ -1037,6 +1037,8 @@ class Driver:
             if link is None:
                 continue
             ended = detail or self._details.get(execution.id)
+            if ended is not None and "reason" in ended and not ended.get("files"):
+                return  # The verdict itself carries what is still missing.
             final = None
             if ended is not None and ended.get("files") and not execution.spec.tty:
                 final = {"out": ended.get("out_size", 0), "err": ended.get("err_size", 0)}

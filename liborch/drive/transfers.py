@@ -16,7 +16,7 @@ from liborch.errors import SpecError
 from liborch.specs import Transfer
 from liborch.transfer.fetch import FetchReport, fetch
 from liborch.transfer.rules import fetch_rules
-from liborch.transfer.send import Progress, SendReport, clean, send
+from liborch.transfer.send import CleanReport, Progress, SendReport, clean, send
 from liborch.transfer.snapshot import Snapshot, empty_snapshot, take_snapshot
 from liborch.transfer.stream import Stream
 
@@ -96,9 +96,9 @@ async def collect(
     return target, report
 
 
-async def tidy(stream: Stream, transfer: Transfer, folder: str, directory: str, host: str) -> None:
+async def tidy(stream: Stream, transfer: Transfer, folder: str, directory: str, host: str) -> CleanReport:
     """Leave on the host what is to stay there."""
-    await clean(stream, folder, directory=directory, leave=transfer.leave, host=host)
+    return await clean(stream, folder, directory=directory, leave=transfer.leave, host=host)
 
 
 def output_folder(transfer: Transfer, values: dict[str, str]) -> Path:
