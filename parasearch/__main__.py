@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from liborch.lazy import run
+from liborch.command_line import run
 
 
 def main() -> None:

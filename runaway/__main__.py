@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from liborch.lazy import run
+from liborch.command_line import run
 
 #: {command: (module, one line of help)}; the module has a click command called `command`.
 COMMANDS = {

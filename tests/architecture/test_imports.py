@@ -13,6 +13,17 @@ BORDERS = ("liborch.journal", "liborch.ssh", "liborch.transfer", "liborch.profil
 FRAMES = ("liborch.agent.frames",)
 
 #: What each part of ours may import of ours, beside itself. The longest name that fits a module holds.
+COMMANDS_USE = (
+    "liborch",
+    "liborch.host",
+    "liborch.places",
+    "liborch.patterns",
+    "liborch.command_line",
+    "liborch.drive",
+    *BASE,
+    *BORDERS,
+)
+
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "liborch.errors": (),
     "liborch.quantities": ("liborch.errors",),
@@ -25,15 +36,21 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "liborch.transfer": (*BASE, "liborch.core", *FRAMES),
     "liborch.profiles": BASE,
     "liborch.batch_systems": (*BASE, "liborch.core"),
-    "liborch.drive": (*BASE, "liborch.core", *BORDERS, "liborch.agent"),
+    "liborch.drive": (*BASE, "liborch.core", "liborch.patterns", "liborch.places", *BORDERS, "liborch.agent"),
     # Doubles stand in for anything of the library; nothing of the library knows them.
     "liborch.sim": ("liborch.*",),
     # The front door: what people embed.
-    "liborch": (*BASE, "liborch.drive"),
+    "liborch": (*BASE, "liborch.drive", "liborch.host"),
+    "liborch.patterns": ("liborch.errors", "liborch.names"),
+    "liborch.places": (),
+    # Ties the front door to what it stands on.
+    "liborch.host": (*BASE, "liborch.core", "liborch.drive", "liborch.places", *BORDERS),
+    # What the command lines share.
+    "liborch.command_line": ("liborch", "liborch.errors"),
     # Commands parse, call and print: they reach the world through the driver, and read the journal for `ps`.
-    "runaway": ("liborch", "liborch.drive", "liborch.core", *BASE, *BORDERS),
-    "expegit": ("liborch", "liborch.drive", *BASE, *BORDERS),
-    "parasearch": ("liborch", "liborch.drive", *BASE, *BORDERS),
+    "runaway": (*COMMANDS_USE, "liborch.core"),
+    "expegit": COMMANDS_USE,
+    "parasearch": COMMANDS_USE,
     "orchestra": ("liborch", *BASE, "liborch.drive", "liborch.journal", "runaway", "expegit", "parasearch"),
 }
 
