@@ -164,12 +164,9 @@ class Keeper:
         self.claimed = set()
         self.segments = {}
         self.segment_of = {}
-        #: The working folder of this process: that of the execution started last.
-        self.at_folder = None
         self.name = node.name()
-        #: (owner, number, text) of events not yet sent to the talker, and who of them ended.
+        #: (owner, number, text, [x, attempt] of one that ended) of events not yet sent to the talker.
         self.unsent = []
-        self.unsent_ended = []
         self.unsent_since = 0.0
         self.timers = []
         self.timer_count = 0
@@ -303,9 +300,7 @@ class Keeper:
         text = self._write(line)
         if not self.unsent:
             self.unsent_since = time.monotonic()
-        if kind == "ended":
-            self.unsent_ended.append([x, attempt])
-        self.unsent.append((owner, self.event_number, text))
+        self.unsent.append((owner, self.event_number, text, [x, attempt] if kind == "ended" else None))
 
     def _close_order(self, key):
         number = self.segment_of.pop(key, None)
@@ -487,9 +482,7 @@ class Keeper:
         argv = list(order.get("argv") or ())
         if order.get("outcome"):
             env["ORCHESTRA_OUTCOME"] = self.captures.outcome_path(run.key)
-        if folder != self.at_folder:
-            os.chdir(folder)
-            self.at_folder = folder
+        os.chdir(folder)
         try:
             path = self._program(argv[0], env, folder)
             if order.get("mem"):
@@ -520,9 +513,9 @@ class Keeper:
             finally:
                 if run.cores:
                     os.sched_setaffinity(0, before)
-        except OSError:
-            self.at_folder = None
-            raise
+        finally:
+            # Not to be found in a folder that somebody wants to remove or unmount.
+            os.chdir("/")
 
     def _program(self, name, env, folder):
         if "/" in name:
@@ -1060,17 +1053,17 @@ class Keeper:
         if not self.unsent:
             return
         lines, self.unsent = self.unsent, []
-        ended, self.unsent_ended = self.unsent_ended, []
         if self.talker is None:
             return
         owners = {}
-        for owner, number, text in lines:
-            owners.setdefault(owner, []).append((number, text))
-        for owner, texts in owners.items():
-            for part in _portions(texts):
-                head = {"t": "events", "owner": owner, "first": part[0][0], "last": part[-1][0], "ended": ended}
-                self.talker_out += frames.encode(0, head, b"[" + b",".join(text for _, text in part) + b"]")
-                ended = []
+        for owner, number, text, ended in lines:
+            owners.setdefault(owner, []).append((number, text, ended))
+        for owner, events in owners.items():
+            for part in _portions(events):
+                head = {"t": "events", "owner": owner, "first": part[0][0], "last": part[-1][0]}
+                # Whoever follows one of these looks for its end in this very part.
+                head["ended"] = [ended for _, _, ended in part if ended is not None]
+                self.talker_out += frames.encode(0, head, b"[" + b",".join(text for _, text, _ in part) + b"]")
         self._write_talker()
 
     def _write_talker(self):
@@ -1187,10 +1180,10 @@ class Keeper:
         return self.retiring or time.monotonic() - self.busy_since > self.idle_s
 
 
-def _portions(texts):
-    """Cut a list of (number, text) so that each portion fits a frame."""
+def _portions(events):
+    """Cut a list of (number, text, ended) so that each portion fits a frame."""
     part, size = [], 0
-    for entry in texts:
+    for entry in events:
         if part and size + len(entry[1]) > frames.MAX_BODY // 2:
             yield part
             part, size = [], 0
@@ -1214,6 +1207,7 @@ def serve(folder, ready):
     except OSError:
         ready("ok")
         return
+    node.sign(lock)
     processes.set_name("orch-keeper")
     try:
         os.chdir(folder)

@@ -782,6 +782,7 @@ def serve(folder, ready, code_hash=""):
     except OSError:
         ready("ok")
         return
+    node.sign(lock)
     processes.set_name("orch-talker")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
