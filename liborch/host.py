@@ -6,8 +6,8 @@
         async with host.slot(cpus=2) as slot:
             result = await slot.run(["python3", "train.py", "--lr", "0.1"])
         executions = [host.submit(["./evaluate", str(seed)]) for seed in range(100)]
-        async for execution in liborch.as_completed(executions):
-            print((await execution).exit_code)
+        async for result in liborch.as_completed(executions):
+            print(result.exit_code)
 
 Everything goes through one orchestration per `open_host`: core, journal, agent. Leaving the block ends what still runs.
 """
@@ -167,19 +167,18 @@ async def open_host(
         yield Host(profile.name, profile, driver)
 
 
-async def as_completed(executions: Iterable[Execution]) -> AsyncIterator[Execution]:
-    """Yield executions as they end, each once, the first to end first. Cancelling leaves them running."""
-    waiting = {asyncio.ensure_future(_until_done(execution)): execution for execution in executions}
+async def as_completed(executions: Iterable[Execution]) -> AsyncIterator[Result]:
+    """Yield Results as executions end, the first to end first. Cancelling, or leaving the loop, leaves the others running.
+
+    Raises:
+        WorldError, SpecError: As `Execution.wait`, in place of the Result of one that could not be run at all.
+    """
+    waiting = {asyncio.ensure_future(execution.wait()) for execution in executions}
     try:
         while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                yield waiting.pop(task)
+                yield task.result()
     finally:
         for task in waiting:
             task.cancel()
-
-
-async def _until_done(execution: Execution) -> None:
-    with contextlib.suppress(Exception):
-        await execution.wait()
