@@ -15,6 +15,7 @@ What is left to others: carrying actions out (`liborch.drive`), remembering (`li
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 from collections import OrderedDict
@@ -199,6 +200,8 @@ class Node:
 
 
 _FOREVER: Final = math.inf
+#: Nodes compared for a reservation.
+_LOOKED_AT: Final = 256
 
 
 class Orchestration:
@@ -223,6 +226,8 @@ class Orchestration:
         self._order = 0
         #: (item, node) kept for the first in the queue that fits nowhere.
         self._reserved: tuple[Item, Node] | None = None
+        #: What no node in reach has room for even when empty: nothing can be kept for it.
+        self._hopeless: set[Shape] = set()
         #: Nodes that may take more orders ahead, and nodes that hold some.
         self._hungry: dict[int, Node] = {}
         #: Nodes for which nobody in the queue is suited; looked at again when others come.
@@ -386,7 +391,7 @@ class Orchestration:
             # Ours once, final or elsewhere by now: it must not run for nothing.
             if x not in self.items or self.items[x].attempt != attempt:
                 self._out.append(act.Cancel(x, attempt, node.name))
-        self._refresh(node)
+        self._advance(node)
         self._hungry[node.number] = node
         self._nodes_changed()
 
@@ -794,7 +799,10 @@ class Orchestration:
             self.queue.renew(item.share)
         else:
             self._drop_ahead(item, node)
-        # The agent starts the oldest order it holds that fits; so does our picture of it.
+        self._advance(node)
+
+    def _advance(self, node: Node) -> None:
+        """The agent starts the oldest order it holds if that fits; so does our picture of it. What is left is for others."""
         while node.ahead:
             oldest = next(iter(node.ahead.values()))
             if not node.fits(oldest):
@@ -825,8 +833,7 @@ class Orchestration:
             assert item is not None
             node = self._choose(item)
             if node is None:
-                # Alone, it can be passed by nobody.
-                if self._reserved is None and len(queue) > 1:
+                if self._reserved is None and item.shape not in self._hopeless:
                     self._reserve(item)
                 queue.park(group)
                 continue
@@ -892,14 +899,21 @@ class Orchestration:
         return self._now if not ends else _FOREVER
 
     def _reserve(self, item: Item) -> None:
-        best: tuple[float, int, int, Node] | None = None
-        for node in self._by_number:
-            if node.is_usable and node.could_ever(item) and (not item.nodes or node.name in item.nodes):
-                key = (self._free_at(node, item), -node.free_cpus, node.number, node)
-                if best is None or key[:3] < best[:3]:
-                    best = key
-        if best is not None:
-            self._reserved = (item, best[3])
+        """Keep the node for it that has room soonest, of a good number that could have it: a decision stays cheap."""
+        suited = (
+            node
+            for node in self._by_number
+            if node.is_usable and node.could_ever(item) and (not item.nodes or node.name in item.nodes)
+        )
+        soonest = min(
+            itertools.islice(suited, _LOOKED_AT),
+            key=lambda node: (self._free_at(node, item), -node.free_cpus, node.number),
+            default=None,
+        )
+        if soonest is None:
+            self._hopeless.add(item.shape)
+        else:
+            self._reserved = (item, soonest)
 
     def _unreserve(self) -> None:
         self._reserved = None
@@ -946,8 +960,8 @@ class Orchestration:
             top = groups[0].priority
             turn = [group for group in groups if group.priority == top]
             for group in turn:
-                item = group.head()
-                if item is None or item is reserved:
+                item = group.head(reserved)
+                if item is None:
                     groups.remove(group)
                     continue
                 if room <= 0:
@@ -960,8 +974,8 @@ class Orchestration:
 
     @staticmethod
     def _may_go_ahead(group: Group, node: Node, reserved: Item | None) -> bool:
-        item = group.head()
-        if item is None or item is reserved:
+        item = group.head(reserved)
+        if item is None:
             return False
         return node.could_ever(item) and (not item.nodes or node.name in item.nodes)
 
@@ -995,6 +1009,7 @@ class Orchestration:
     def _nodes_changed(self) -> None:
         """Look again at who waits: something fits now, or nothing ever will."""
         self._possible.clear()
+        self._hopeless.clear()
         self.queue.unpark()
         self._unstarve()
         for group in self.queue.groups():

@@ -41,12 +41,16 @@ class Group:
         #: Number of its entry in the queue's heap; an entry with another number is outdated. 0: it has none.
         self.entry = 0
 
-    def head(self) -> Item | None:
-        """The oldest that waits."""
+    def head(self, but: Item | None = None) -> Item | None:
+        """The oldest that waits, other than `but`."""
         items = self.items
         while items and items[0].group is not self:
             items.popleft()
-        return items[0] if items else None
+        if not items or items[0] is not but:
+            return items[0] if items else None
+        while len(items) > 1 and items[1].group is not self:
+            del items[1]
+        return items[1] if len(items) > 1 else None
 
 
 #: (cpus, memory bytes, gpus, walltime or None, allowed nodes)
@@ -116,6 +120,8 @@ class Queue:
             del group.share.groups[group.key]
         elif items[0] is item:
             items.popleft()
+        elif items[1] is item:
+            del items[1]
         elif len(items) > 2 * group.live + 16:
             group.items = deque(other for other in items if other.group is group)
 

@@ -69,7 +69,8 @@ class Index:
                 step = (mask & -mask).bit_length() - 1
                 spare += step
                 level = self._levels[spare_gpus, spare]
-                at = bisect_left(level, (memory_bytes, -1)) if memory_bytes else 0
+                # Also for no memory at all: a node that has come back smaller may have less than none.
+                at = bisect_left(level, (memory_bytes, -1))
                 while at < len(level):
                     if level[at][1] != skip:
                         return level[at][1]

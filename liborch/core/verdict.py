@@ -35,5 +35,7 @@ def edge(state: str) -> str:
 
 
 def asks_retry(retry_on: tuple[str, ...], reason: str, code: int | None) -> bool:
-    """Whether a policy wants another attempt after this end."""
+    """Whether a policy wants another attempt after this end. What succeeded is never tried again."""
+    if final_state(reason, code) == "SUCCEEDED":
+        return False
     return reason in retry_on or (reason == "exit" and f"exit:{code}" in retry_on)
