@@ -24,7 +24,7 @@ async def all_at_once(host: liborch.Host) -> None:
     squares = [
         host.submit(
             ExecutionSpec(
-                argv=("sh", "-c", 'echo $(("$1" * "$1"))', "sh", str(n)), resources=Resources(cpus=1)
+                argv=("sh", "-c", 'echo $(($1 * $1))', "sh", str(n)), resources=Resources(cpus=1)
             )
         )
         for n in range(8)

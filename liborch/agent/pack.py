@@ -12,24 +12,8 @@ import io
 import zipfile
 from pathlib import Path
 
-#: What is sent; `pack.py` and `__init__.py` stay here.
-MODULES = (
-    "captures",
-    "clean",
-    "enforce",
-    "entry",
-    "folder",
-    "frames",
-    "keeper",
-    "log",
-    "node",
-    "processes",
-    "relay",
-    "slots",
-    "store",
-    "talker",
-    "worker",
-)
+#: What stays here: everything else in this folder is the agent.
+_OURS = ("__init__", "pack")
 
 # Old enough for any Python to say that it is too old.
 _MAIN = """\
@@ -66,7 +50,7 @@ def packed() -> tuple[str, bytes]:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in (
-            *((f"{module}.py", (here / f"{module}.py").read_bytes()) for module in MODULES),
+            *((path.name, path.read_bytes()) for path in _modules(here)),
             ("__main__.py", _MAIN.encode()),
         ):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
@@ -79,8 +63,12 @@ def agent_hash() -> str:
     return _hash(Path(__file__).parent)
 
 
+def _modules(here: Path) -> list[Path]:
+    return sorted(path for path in here.glob("*.py") if path.stem not in _OURS)
+
+
 def _hash(here: Path) -> str:
     digest = hashlib.sha256(_MAIN.encode())
-    for module in MODULES:
-        digest.update((here / f"{module}.py").read_bytes())
+    for path in _modules(here):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
