@@ -46,3 +46,8 @@ def report(bench: str, value: float, unit: str, *, better: str, command: str, ra
     """Print one measure. Only called once the work was checked."""
     line = {"bench": bench, "value": value, "unit": unit, "ratio": ratio, "better": better, "checked": True, "command": command}
     print(json.dumps({**line, **more}), flush=True)
+
+
+def skip(bench: str, why: str) -> None:
+    """Say that a measure cannot be taken here."""
+    print(json.dumps({"bench": bench, "skipped": why}), flush=True)
