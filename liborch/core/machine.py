@@ -843,7 +843,7 @@ class Orchestration:
             item.node = node
             self._take_room(item)
             self._put_on(item, node)
-        if queue.waiting:
+        if queue.waiting and self._hungry:
             self._hand_ahead()
 
     def _choose(self, item: Item) -> Node | None:
@@ -927,30 +927,35 @@ class Orchestration:
 
     def _hand_ahead(self) -> None:
         """Nothing more fits: give nodes that have few orders ahead the next ones, evenly."""
-        hungry = self._hungry
+        # A fresh dict: one that was large once is slow to look through, however little is left in it.
+        hungry, self._hungry = list(self._hungry.values()), {}
         reserved = self._reserved[1] if self._reserved is not None else None
-        for node in list(hungry.values()):
+        # Who was given something comes last the next time.
+        again: list[Node] = []
+        for number, node in enumerate(hungry):
+            if not self.queue.waiting:
+                again[:0] = hungry[number:]
+                break
             if node is reserved:
+                again.append(node)
                 continue
-            del hungry[node.number]
             if not node.is_usable:
                 continue
             limit = self._ahead_limit(node)
             # Refilled in strides where ends are many: a stride is one message, and one group in the journal.
             node.low_water = limit * 3 // 4 if node.rate > 100 else limit - 1
             room = limit - len(node.ahead)
-            fair = -(-self.queue.waiting // (len(hungry) + 1))
+            fair = -(-self.queue.waiting // (len(hungry) - number))
             if room > 0:
                 self._fill_ahead(node, min(room, fair))
                 self._refresh(node)
             if len(node.ahead) <= node.low_water:
-                if not self.queue.waiting:
-                    hungry[node.number] = node
-                    return
-                if fair < room:
-                    hungry[node.number] = node
+                if fair < room or not self.queue.waiting:
+                    again.append(node)
                 else:
                     self._starved[node.number] = node
+        for node in again:
+            self._hungry[node.number] = node
 
     def _fill_ahead(self, node: Node, room: int) -> None:
         """Hand `room` orders ahead: the groups of the highest priority in turn, then the next ones."""
