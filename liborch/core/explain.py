@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from liborch.quantities import format_duration
+from liborch.core.room import describe_room
+from liborch.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
     from liborch.core.machine import Item, Node, Orchestration
@@ -59,11 +60,12 @@ def _waiting(machine: Orchestration, item: Item) -> list[str]:
         elif node.link != "OPEN":
             lines.append(_unreachable(machine, node))
         elif not node.could_ever(item):
-            lines.append(
-                f"{node.name}: has {node.cpus} cores, {node.gpus} GPUs in all; asked: {_asked(item)}"
-            )
+            whole = describe_room(node.cpus, node.memory_bytes, node.gpus)
+            lines.append(f"{node.name}: has {whole} in all; asked: {_asked(item)}")
         elif not node.fits(item):
-            lines.append(f"{node.name}: {node.free_cpus} of {node.cpus} cores free; asked: {_asked(item)}")
+            lines.append(f"{node.name}: {_lacking(item, node)}; asked: {_asked(item)}")
+        elif node.ahead:
+            lines.append(f"{node.name}: {len(node.ahead)} of ours are in its queue already")
         elif (
             machine._reserved is not None
             and machine._reserved[1] is node
@@ -73,10 +75,19 @@ def _waiting(machine: Orchestration, item: Item) -> list[str]:
     return lines or ["it is about to be placed"]
 
 
-def _asked(item: Item) -> str:
-    from liborch.core.machine import _describe
+def _lacking(item: Item, node: Node) -> str:
+    lacking = []
+    if item.cpus > node.free_cpus:
+        lacking.append(f"{node.free_cpus} of {node.cpus} cores free")
+    if item.memory_bytes > node.free_memory:
+        lacking.append(f"{format_size(max(0, node.free_memory))} of {format_size(node.memory_bytes)} free")
+    if item.gpus > node.free_gpus:
+        lacking.append(f"{node.free_gpus} of {node.gpus} GPUs free")
+    return ", ".join(lacking)
 
-    return _describe(item.cpus, item.memory_bytes, item.gpus)
+
+def _asked(item: Item) -> str:
+    return describe_room(item.cpus, item.memory_bytes, item.gpus)
 
 
 def _unreachable(machine: Orchestration, node: Node) -> str:

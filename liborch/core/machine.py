@@ -28,7 +28,7 @@ from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core import verdict
 from liborch.core.queue import Group, Queue, Shape, Share
-from liborch.core.room import Index
+from liborch.core.room import Index, describe_room
 from liborch.core.tables import AT_NODE, EXECUTION_TRANSITIONS, LINK_TRANSITIONS, NODE_TRANSITIONS
 from liborch.errors import IllegalTransition
 
@@ -1046,8 +1046,8 @@ class Orchestration:
         if usable:
             largest = max(usable, key=lambda node: (node.cpus, node.memory_bytes, node.gpus))
             return (
-                f"asks for {_describe(item.cpus, item.memory_bytes, item.gpus)}, more than any node has; the largest, "
-                f"{largest.name}, has {_describe(largest.cpus, largest.memory_bytes, largest.gpus)}"
+                f"asks for {describe_room(item.cpus, item.memory_bytes, item.gpus)}, more than any node has; the largest, "
+                f"{largest.name}, has {describe_room(largest.cpus, largest.memory_bytes, largest.gpus)}"
             )
         reasons = "; ".join(f"{node.name}: {node.why}" for node in self._by_number if node.why)
         return f"no node can be used: {reasons or 'there is none'}"
@@ -1075,14 +1075,3 @@ def _time_ahead(node: Node) -> float:
 def _rank(group: Group) -> tuple[int, int, int]:
     head = group.head()
     return (-group.priority, group.share.used_cpus, head.order if head is not None else 0)
-
-
-def _describe(cpus: int, memory_bytes: int, gpus: int) -> str:
-    from liborch.quantities import format_size
-
-    text = f"{cpus} core{'s' if cpus != 1 else ''}"
-    if memory_bytes:
-        text += f", {format_size(memory_bytes)}"
-    if gpus:
-        text += f", {gpus} GPU{'s' if gpus != 1 else ''}"
-    return text

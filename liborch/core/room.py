@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from liborch.quantities import format_size
+
 
 class Index:
     """The nodes with anything free."""
@@ -78,3 +80,13 @@ class Index:
                 mask >>= step + 1
                 spare += 1
         return -1
+
+
+def describe_room(cpus: int, memory_bytes: int, gpus: int) -> str:
+    """`2 cores, 4 GiB, 1 GPU`: for people."""
+    text = f"{cpus} core{'s' if cpus != 1 else ''}"
+    if memory_bytes:
+        text += f", {format_size(memory_bytes)}"
+    if gpus:
+        text += f", {gpus} GPU{'s' if gpus != 1 else ''}"
+    return text
