@@ -9,6 +9,15 @@ from liborch.command_line import run
 #: {command: (module, one line of help)}; the module has a click command called `command`.
 COMMANDS = {
     "exec": ("runaway.commands.exec", "Run a script or a command on a host and bring its results back."),
+    "ps": ("runaway.commands.ps", "List running and recent executions."),
+    "show": ("runaway.commands.show", "Show everything that is known of an execution."),
+    "logs": ("runaway.commands.logs", "Print what an execution has written."),
+    "attach": ("runaway.commands.attach", "Follow an execution to its end, whoever started it."),
+    "wait": ("runaway.commands.wait", "Wait until executions have ended."),
+    "explain": ("runaway.commands.explain", "Say why an execution is not further than it is."),
+    "kill": ("runaway.commands.kill", "End executions."),
+    "pause": ("runaway.commands.pause", "Stop the processes of an execution for a while."),
+    "resume": ("runaway.commands.resume", "Let a paused execution go on."),
 }
 
 

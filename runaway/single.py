@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
 import json
 import os
 import sys
@@ -15,7 +13,6 @@ from typing import Any
 from liborch import patterns
 from liborch.core.machine import Policy
 from liborch.drive.driver import Driver, Execution
-from liborch.drive.results import Result
 from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of
 from liborch.drive.transfers import Snapshots
@@ -27,14 +24,14 @@ from liborch.quantities import format_size
 from liborch.specs import ExecutionSpec, HostProfile, Resources, Transfer
 from liborch.transfer.listing import Listing, list_folder
 from liborch.transfer.snapshot import Snapshot, take_snapshot
-from runaway.interrupt import Interrupts
 from runaway.messages import Messages
+from runaway.records import SCHEMA_VERSION
 from runaway.scripts import Script, find_script
+from runaway.secrets import hide_words
+from runaway.seeing import Output, narrate, see_through
 
 #: Links that never opened are tried so often before the host counts as unreachable.
 FIRST_ATTEMPTS = 2
-
-SCHEMA_VERSION = 1
 
 
 async def run_exec(
@@ -127,13 +124,13 @@ async def run_exec(
         tty=_terminal_size() if tty else None,
         live=not as_json and not detach,
         transfer=transfer,
-        label=" ".join([script, *arguments])[:200],
+        label=" ".join([script, *hide_words(arguments)])[:200],
     )
-    output = _Output(as_json or detach)
+    output = Output(as_json or detach)
     messages.stage("acquiring")
 
     def listener(what: str, _x: str, fields: dict[str, Any]) -> None:
-        _narrate(messages, what, fields, snapshot)
+        narrate(messages, what, fields, sends=snapshot is not None)
 
     async with driving(
         x,
@@ -156,40 +153,6 @@ async def run_exec(
         return await see_through(driver, execution, messages, output, no_ecode=no_ecode, as_json=as_json)
 
 
-async def see_through(
-    driver: Driver,
-    execution: Execution,
-    messages: Messages,
-    output: _Output,
-    *,
-    no_ecode: bool,
-    as_json: bool,
-) -> int:
-    """Wait for the end, minding Ctrl-C; print the result."""
-    with Interrupts(driver, execution, messages) as interrupts, _terminal(execution):
-        waiting = asyncio.ensure_future(execution.wait())
-        ends: list[asyncio.Future[Any]] = [waiting, interrupts.left, output.broken]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            waiting.cancel()
-            driver.detached = True
-            why = "stdout was closed" if output.broken.done() else "left"
-            messages.error(f"{why}; {execution.id[:8]} goes on: runaway attach {execution.id[:8]}")
-            return 141 if output.broken.done() else 130
-        result = await waiting
-    if as_json:
-        print(json.dumps(result_as_dict(result)))
-    for path, why in result.refused:
-        messages.error(f"not fetched: {path}: {why}")
-    if result.reason != "exit":
-        messages.error(f"{result.state}: {result.reason}{f': {result.why}' if result.why else ''}")
-    elif result.why:
-        messages.error(result.why)
-    if interrupts.count:
-        return 130
-    return 0 if no_ecode and result.reason == "exit" else result.exit_status
-
-
 async def _leave(driver: Driver, execution: Execution) -> int:
     """Detach once the node has the order: from then on it needs nobody here."""
     waiting = asyncio.ensure_future(execution.wait())
@@ -204,89 +167,12 @@ async def _leave(driver: Driver, execution: Execution) -> int:
     return 0
 
 
-def result_as_dict(result: Result) -> dict[str, Any]:
-    """The JSON form of a Result. Output that is no UTF-8 comes as base64 as well, exactly."""
-    import msgspec
-
-    fields: dict[str, Any] = msgspec.to_builtins(result)
-    for name in ("stdout", "stderr"):
-        raw: bytes = getattr(result, name)
-        fields[name] = raw.decode("utf-8", "backslashreplace")
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            fields[f"{name}_base64"] = base64.b64encode(raw).decode()
-    return {"schema_version": SCHEMA_VERSION, **fields, "exit_status": result.exit_status}
-
-
-class _Output:
-    """The execution's output on ours, byte for byte."""
-
-    def __init__(self, swallow: bool) -> None:
-        self._swallow = swallow
-        self._loop = asyncio.get_running_loop()
-        self.broken: asyncio.Future[None] = self._loop.create_future()
-
-    def write(self, name: str, data: bytes) -> None:
-        """May be called from a thread: a reader that is slow holds up nobody else."""
-        if self._swallow or self.broken.done():
-            return
-        fd = 1 if name == "out" else 2
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            os.set_blocking(fd, True)
-            self.write(name, bytes(view))
-        except OSError:
-            self._loop.call_soon_threadsafe(self._break)
-
-    def _break(self) -> None:
-        if not self.broken.done():
-            self.broken.set_result(None)
-
-
-@contextlib.contextmanager
-def _terminal(execution: Execution) -> Any:
-    """With --tty: this terminal in raw mode, its keys and its size on their way to the other one."""
-    if execution.spec.tty is None or not sys.stdin.isatty():
-        yield
-        return
-    from runaway.terminal import raw_terminal
-
-    with raw_terminal(execution):
-        yield
-
-
 def _terminal_size() -> tuple[int, int]:
     try:
         size = os.get_terminal_size(sys.stdin.fileno())
         return size.columns, size.lines
     except OSError:
         return 80, 24
-
-
-def _narrate(messages: Messages, what: str, fields: dict[str, Any], snapshot: Snapshot | None) -> None:
-    if what == "sent":
-        messages.stage(f"sending {fields['files']} files ({format_size(fields['bytes'])})")
-        messages.stage("running")
-    elif what == "linked":
-        messages.detail(f"connected to {fields['node']}")
-        if snapshot is None:
-            messages.stage("running")
-    elif what == "fetched":
-        messages.stage(
-            f"fetching {fields['files']} files ({format_size(fields['bytes'])}) into {fields['folder']}"
-        )
-    elif what == "tidied":
-        messages.stage("cleaning")
-    elif what in ("unreachable", "lost"):
-        messages.stage(f"{fields['node']}: {fields['why']}")
-    elif what == "trouble":
-        messages.error(str(fields["why"]))
-    elif what == "retry":
-        messages.stage(f"attempt {fields['attempt']} ended ({fields['reason']}); another one follows")
 
 
 def _transfer(

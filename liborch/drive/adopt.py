@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -43,6 +44,12 @@ class Left(msgspec.Struct, frozen=True):
     #: Highest number of an execution so far.
     count: int
 
+    def places(self, folders: Places) -> Places:
+        """The person's files, with the ssh configuration that was in use at submission."""
+        if self.ssh_config is None:
+            return folders
+        return msgspec.structs.replace(folders, ssh_config=Path(self.ssh_config))
+
 
 @contextlib.asynccontextmanager
 async def adopting(
@@ -50,26 +57,24 @@ async def adopting(
     folders: Places,
     *,
     on_output: Callable[[str], OnOutput | None] | None = None,
-    before: Callable[[], None] | None = None,
     **options: Any,
 ) -> AsyncIterator[Driver]:
     """Drive an orchestration again. Leaving lets what runs go on, unless `driver.detached` is set to False.
 
     Args:
-        on_output: Says per execution who is given output that is not in its outputs folder yet; None: nobody asks for any.
-        before: Called when it is ours, before anything moves: what is in the outputs folder then does not change by itself.
+        on_output: Says per execution who is given the output that is not in its outputs folder yet. Asked when the
+            orchestration is ours and before anything moves, so what is in that folder can be printed first.
         options: As for `driving`.
 
     Raises:
         Conflict: Another client drives it.
         UnknownName, JournalError, StorageError: It is not in the journal, or not as it should be.
     """
-    config = await asyncio.to_thread(_config_of, folders, orchestration)
-    places = folders if config is None else msgspec.structs.replace(folders, ssh_config=config)
-    async with driving(orchestration, "", "", places, take_over=True, policy=POLICY, **options) as driver:
+    known = await asyncio.to_thread(read_left, folders, orchestration)
+    options = {"take_over": True, "policy": POLICY, **options}
+    async with driving(orchestration, "", "", known.places(folders), **options) as driver:
         driver.detached = True
-        if before is not None:
-            before()
+        # Once more: only now nobody else writes there.
         left = await asyncio.to_thread(read_left, folders, orchestration)
         executions = [_execution(driver, row, folders, on_output) for row in left.rows]
         targets = targets_of(left.profile)
@@ -140,15 +145,3 @@ def _details(folders: Places, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise JournalError(str(folders.journal), f"details that are no JSON ({error})") from error
     return details
-
-
-def _config_of(folders: Places, orchestration: str) -> Any:
-    """The ssh configuration it was begun with, where it was not the person's own."""
-    from pathlib import Path
-
-    with Journal.open(folders.journal, readonly=True) as journal:
-        row = journal.orchestration(orchestration)
-    if row is None:
-        raise UnknownName("orchestration", orchestration)
-    given = _details(folders, row.details).get("ssh_config")
-    return Path(given) if given else None

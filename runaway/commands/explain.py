@@ -1,0 +1,15 @@
+"""`runaway explain ID`: why it is not further than it is."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("execution")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value.")
+def command(execution: str, as_json: bool) -> int:
+    """Say what EXECUTION waits for, condition by condition, or how it ended."""
+    from runaway.attending import explain
+
+    return explain(execution, as_json=as_json)

@@ -1,0 +1,85 @@
+"""`runaway show ID`: everything that is known of an execution, without secrets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("execution")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value.")
+def command(execution: str, as_json: bool) -> int:
+    """Show everything that is known of EXECUTION (a prefix of its id, or `last`)."""
+    from runaway.messages import neutral
+    from runaway.records import Lives, Records, full_view, state_text
+
+    records = Records()
+    row = records.find(execution)
+    life = Lives(records.folders).describe(row)
+    fields = full_view(row, life)
+    if as_json:
+        click.echo(json.dumps(fields))
+        return 0
+    for name, text in _lines(fields, state_text(row, life)):
+        if text:
+            click.echo(f"{name:<12}{neutral(text)}")
+    return 0
+
+
+def _lines(fields: dict[str, Any], state: str) -> list[tuple[str, str]]:
+    import shlex
+
+    from liborch.quantities import format_duration, format_size
+    from runaway.records import utc
+
+    spec = fields["spec"]
+    transfer = spec.get("transfer") or {}
+    resources = spec.get("resources") or {}
+    asked = [
+        f"{resources['cpus']} cores" if resources.get("cpus") else "",
+        format_size(resources["memory_bytes"]) if resources.get("memory_bytes") else "",
+        f"{resources['gpus']} GPUs" if resources.get("gpus") else "",
+        f"at most {format_duration(spec['walltime_s'])}" if spec.get("walltime_s") else "",
+    ]
+    where = (
+        fields["host"] if fields["node"] in (None, fields["host"]) else f"{fields['host']}, {fields['node']}"
+    )
+    if fields["slot"] is not None:
+        where += f", slot {fields['slot']}"
+    lines = [
+        ("id", fields["id"]),
+        ("state", state),
+        ("why", fields["why"] or fields["unreachable_why"] or ""),
+        ("what", fields["label"]),
+        ("command", shlex.join(spec["argv"])),
+        ("variables", " ".join(f"{name}={shlex.quote(value)}" for name, value in spec["env"].items())),
+        ("where", where),
+        ("asked", ", ".join(part for part in asked if part)),
+        ("enforced by", ", ".join(fields["means"])),
+        ("attempts", str(fields["attempt"]) if (fields["attempt"] or 1) > 1 else ""),
+        ("submitted", utc(fields["submitted_at"])),
+        ("started", utc(fields["started_at"])),
+        ("ended", utc(fields["ended_at"])),
+        ("took", format_duration(fields["duration_s"]) if fields["duration_s"] is not None else ""),
+        ("cpu time", format_duration(fields["cpu_s"]) if fields["cpu_s"] else ""),
+        ("memory", format_size(fields["peak_memory_bytes"]) if fields["peak_memory_bytes"] else ""),
+        ("stdout", format_size(fields["stdout_bytes"]) if fields["ended_at"] else ""),
+        ("stderr", format_size(fields["stderr_bytes"]) if fields["ended_at"] else ""),
+        ("sent from", transfer.get("local_folder", "")),
+        ("ran in", transfer.get("remote_folder") or spec.get("folder") or ""),
+        ("left there", transfer.get("leave", "")),
+        ("results", _results(fields)),
+        ("trouble", fields["collect_error"] or ""),
+    ]
+    lines += [("not let in", f"{path}: {why}") for path, why in fields["refused"]]
+    lines += [("left set", f"{name}={value}") for name, value in fields["variables"].items()]
+    return lines
+
+
+def _results(fields: dict[str, Any]) -> str:
+    if not fields["output_folder"]:
+        return ""
+    return f"{fields['fetched_files'] or 0} files in {fields['output_folder']}"

@@ -1,0 +1,142 @@
+"""Seeing an execution through: its output on ours, Ctrl-C, its end; for `exec` and whoever takes one over."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+import msgspec
+
+from liborch.drive.driver import Driver, Execution
+from liborch.drive.results import Result
+from liborch.errors import OrchestraError
+from liborch.quantities import format_size
+from runaway.interrupt import Interrupts
+from runaway.messages import Messages
+from runaway.records import SCHEMA_VERSION
+
+
+async def see_through(
+    driver: Driver,
+    execution: Execution,
+    messages: Messages,
+    output: Output,
+    *,
+    no_ecode: bool,
+    as_json: bool,
+) -> int:
+    """Wait for the end, minding Ctrl-C; print the result."""
+    with Interrupts(driver, execution, messages) as interrupts, terminal_of(execution):
+        waiting = asyncio.ensure_future(execution.wait())
+        ends: list[asyncio.Future[Any]] = [waiting, interrupts.left, output.broken]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            driver.detached = True
+            why = "stdout was closed" if output.broken.done() else "left"
+            messages.error(f"{why}; {execution.id[:8]} goes on: runaway attach {execution.id[:8]}")
+            return 141 if output.broken.done() else 130
+        try:
+            result = await waiting
+        except OrchestraError:
+            if execution.id in driver.executions:
+                driver.detached = True
+                messages.error(f"{execution.id[:8]} goes on where it is: runaway attach {execution.id[:8]}")
+            raise
+    say_end(result, messages, as_json=as_json)
+    if interrupts.count:
+        return 130
+    return 0 if no_ecode and result.reason == "exit" else result.exit_status
+
+
+def say_end(result: Result, messages: Messages, *, as_json: bool) -> None:
+    """Print what there is to say of an end besides its output."""
+    if as_json:
+        print(json.dumps(result_as_dict(result)))
+    for path, why in result.refused:
+        messages.error(f"not fetched: {path}: {why}")
+    if result.reason != "exit":
+        messages.error(f"{result.state}: {result.reason}{f': {result.why}' if result.why else ''}")
+    elif result.why:
+        messages.error(result.why)
+
+
+def result_as_dict(result: Result) -> dict[str, Any]:
+    """The JSON form of a Result. Output that is no UTF-8 comes as base64 as well, exactly."""
+    fields: dict[str, Any] = msgspec.to_builtins(result)
+    for name in ("stdout", "stderr"):
+        raw: bytes = getattr(result, name)
+        fields[name] = raw.decode("utf-8", "backslashreplace")
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            fields[f"{name}_base64"] = base64.b64encode(raw).decode()
+    return {"schema_version": SCHEMA_VERSION, **fields, "exit_status": result.exit_status}
+
+
+class Output:
+    """The execution's output on ours, byte for byte."""
+
+    def __init__(self, swallow: bool) -> None:
+        self._swallow = swallow
+        self._loop = asyncio.get_running_loop()
+        self.broken: asyncio.Future[None] = self._loop.create_future()
+
+    def write(self, name: str, data: bytes) -> None:
+        """May be called from a thread: a reader that is slow holds up nobody else."""
+        if self._swallow or self.broken.done():
+            return
+        fd = 1 if name == "out" else 2
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            os.set_blocking(fd, True)
+            self.write(name, bytes(view))
+        except OSError:
+            self._loop.call_soon_threadsafe(self._break)
+
+    def _break(self) -> None:
+        if not self.broken.done():
+            self.broken.set_result(None)
+
+
+@contextlib.contextmanager
+def terminal_of(execution: Execution) -> Any:
+    """With --tty: this terminal in raw mode, its keys and its size on their way to the other one."""
+    if execution.spec.tty is None or not sys.stdin.isatty():
+        yield
+        return
+    from runaway.terminal import raw_terminal
+
+    with raw_terminal(execution):
+        yield
+
+
+def narrate(messages: Messages, what: str, fields: dict[str, Any], *, sends: bool) -> None:
+    """Say what the driver tells, where people care."""
+    if what == "sent":
+        messages.stage(f"sending {fields['files']} files ({format_size(fields['bytes'])})")
+        messages.stage("running")
+    elif what == "linked":
+        messages.detail(f"connected to {fields['node']}")
+        if not sends:
+            messages.stage("running")
+    elif what == "fetched":
+        messages.stage(
+            f"fetching {fields['files']} files ({format_size(fields['bytes'])}) into {fields['folder']}"
+        )
+    elif what == "tidied":
+        messages.stage("cleaning")
+    elif what in ("unreachable", "lost"):
+        messages.stage(f"{fields['node']}: {fields['why']}")
+    elif what == "trouble":
+        messages.error(str(fields["why"]))
+    elif what == "retry":
+        messages.stage(f"attempt {fields['attempt']} ended ({fields['reason']}); another one follows")
