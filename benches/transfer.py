@@ -27,12 +27,19 @@ from typing import Any
 import _lab
 import _turns
 
+from liborch.drive.targets import targets_of
+from liborch.places import places
+from liborch.specs import HostProfile
+from liborch.ssh import Pool
+from liborch.transfer.send import send
+from liborch.transfer.snapshot import take_snapshot
+
 ROUNDS = 5
-LARGE_ROUNDS = 2
+LARGE_ROUNDS = 3
 FOLDERS = 100
 HOST = "h1"
-#: Everything on the host lies here, in the home folder: on its disk.
-THERE = os.environ.get("THERE", "/tmp/bench")
+#: Everything on the host lies here, in memory: what a disk's journal happens to do would be most of what is measured.
+THERE = "/tmp/bench"
 
 
 @dataclass
@@ -111,20 +118,19 @@ class Bench:
             ["rsync", "-a", "-e", shell, f"{self.trees / tree}/", f"{HOST}:{THERE}/rsync/"]
         )[0]
 
-    def send(self, tree: str, *, first: bool = False) -> Sent:
-        """Send to the fixed folder `ours` on a connection of its own; `first`: nothing of it is there."""
+    def send(self, tree: str, *, first: bool = False, sole: bool = False) -> Sent:
+        """Send to the fixed folder `ours` on a connection of its own.
+
+        Args:
+            first: Nothing of it is there, and no hash of it is known here.
+            sole: The host needs it for one execution, as `runaway exec` says when nothing shall stay; otherwise for more.
+        """
         if first:
             self.remove("ours", "home")
-        return asyncio.run(self._send(self.trees / tree))
+            shutil.rmtree(places(self.environment).cache, ignore_errors=True)
+        return asyncio.run(self._send(self.trees / tree, sole))
 
-    async def _send(self, folder: Path) -> Sent:
-        from liborch.drive.targets import targets_of
-        from liborch.places import places
-        from liborch.specs import HostProfile
-        from liborch.ssh import Pool
-        from liborch.transfer.send import send
-        from liborch.transfer.snapshot import take_snapshot
-
+    async def _send(self, folder: Path, sole: bool) -> Sent:
         cache = places(self.environment).cache
         began = time.perf_counter()
         snapshot = await asyncio.to_thread(take_snapshot, folder, cache=cache)
@@ -133,7 +139,9 @@ class Bench:
             link = await targets_of(HostProfile(name=HOST, ssh=HOST))[0].open(pool)
             opened = time.perf_counter()
             stream = link.open_stream("transfer")
-            report = await send(stream, snapshot, f"{THERE}/ours", directory=f"{THERE}/home", host=HOST)
+            report = await send(
+                stream, snapshot, f"{THERE}/ours", directory=f"{THERE}/home", sole=sole, host=HOST
+            )
             seconds = time.perf_counter() - began
             await stream.close()
             await link.close()
@@ -141,17 +149,20 @@ class Bench:
 
 
 def in_rounds(rounds: int, ours: Callable[[], Sent], *theirs: Callable[[], float]) -> dict[str, Any]:
-    """Take ours and theirs in turns; the first round does not count when there are more than two.
+    """Take ours and theirs in turns, after a round that does not count: it warms caches, and fills memory once.
 
     Returns:
         `ours`, `ours_open` and one list per other, in seconds, and the `reports` of ours.
     """
     sent: list[Sent] = []
     others: list[list[float]] = [[] for _ in theirs]
-    for _ in range(rounds):
-        sent.append(ours())
-        for taken, measure in zip(others, theirs, strict=True):
-            taken.append(measure())
+    for number in range(rounds + 1):
+        one = ours()
+        taken = [measure() for measure in theirs]
+        if number:
+            sent.append(one)
+            for other, seconds in zip(others, taken, strict=True):
+                other.append(seconds)
     return {
         "ours": [one.seconds for one in sent],
         "ours_open": [one.seconds - one.opening_s for one in sent],
@@ -185,8 +196,6 @@ def tell(name: str, what: str, taken: dict[str, Any], **more: Any) -> None:
 def small(bench: Bench, count: int) -> None:
     """The first send of many small files, then again with nothing and with one file changed."""
     make_small(bench.trees / "small", count)
-    # One send that does not count: the agent runs afterwards, the client's modules are loaded.
-    bench.send("small", first=True)
     taken = in_rounds(
         ROUNDS,
         lambda: bench.send("small", first=True),
@@ -247,9 +256,11 @@ def resend(bench: Bench, count: int) -> None:
 
 
 def large(bench: Bench, megabytes: int) -> None:
-    """The first send of one large file."""
+    """The first send of one large file, for one execution as `runaway exec` does."""
     make_large(bench.trees / "large", megabytes)
-    taken = in_rounds(LARGE_ROUNDS, lambda: bench.send("large", first=True), lambda: bench.tar("large"))
+    taken = in_rounds(
+        LARGE_ROUNDS, lambda: bench.send("large", first=True, sole=True), lambda: bench.tar("large")
+    )
     bench.check("large", "ours")
     bench.check("large", "tar")
     if any(report.sent_bytes != megabytes << 20 for report in taken["reports"]):
