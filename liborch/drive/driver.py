@@ -766,6 +766,10 @@ class Driver:
             return
         target.error = None
         target.link = link
+        if link.hello.get("limits"):
+            self._tell(
+                "limited", "", node=target.name, why=link.hello.get("why", ""), limits=link.hello["limits"]
+            )
 
         def attached(head: dict[str, Any]) -> None:
             self._on_attached(target, head)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from liborch.agent import frames as _untyped
-from liborch.drive.bootstrap import Pipe
+from liborch.drive.bootstrap import NoPython, Pipe
 from liborch.errors import AgentError, HostUnreachable, StorageError, TransferError
 from liborch.transfer.stream import FrameStream, Stream
 
@@ -197,10 +197,10 @@ class FrameLink:
                     self.host, self.host, "hung up while the agent was started"
                 )
             else:
-                error = AgentError(
+                error = NoPython(
                     self.host,
-                    f"python3 ended with status {status} before the agent spoke",
-                    detail=tail[-1] if tail else "",
+                    f"python3 there ended with status {status} before the agent spoke",
+                    detail=tail[-1][:200] if tail else "",
                 )
             if not self._greeted.done():
                 self._greeted.set_exception(error)

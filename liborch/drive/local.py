@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from liborch.agent.pack import agent_hash
@@ -14,8 +17,11 @@ from liborch.agent.pack import agent_hash
 class LocalPipe:
     """A relay of this machine as a subprocess."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, last_word: signal.Signals = signal.SIGKILL
+    ) -> None:
         self._process = process
+        self._last_word = last_word
         self._stderr = b""
         self._reader = asyncio.ensure_future(self._read_stderr())
 
@@ -24,6 +30,11 @@ class LocalPipe:
         assert stream is not None
         while data := await stream.read(65536):
             self._stderr = (self._stderr + data)[-65536:]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.returncode is None
 
     async def read(self, max_bytes: int = 1 << 18) -> bytes:
         stream = self._process.stdout
@@ -36,12 +47,17 @@ class LocalPipe:
         stream.write(data)
         await stream.drain()
 
+    def write_eof(self) -> None:
+        """End its input."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
     def close(self) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                self._process.send_signal(self._last_word)
         self._reader.cancel()
 
     def stderr_tail(self) -> bytes:
@@ -68,3 +84,36 @@ async def open_local_pipe() -> LocalPipe:
         env=dict(os.environ),
     )
     return LocalPipe(process)
+
+
+class LocalShell:
+    """A Shell of this machine, as `liborch.drive.shell_link` needs one. `env`: all that its login would have set."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = dict(env)
+        self._pipes: list[LocalPipe] = []
+
+    async def close(self) -> None:
+        """Wait for what was closed; nothing of it is left in the event loop afterwards."""
+        for pipe in self._pipes:
+            pipe.close()
+            await pipe.wait()
+
+    async def open(self, command: str) -> LocalPipe:
+        """Run a command line in the `sh` that is on the PATH."""
+        sh = shutil.which("sh", path=self._env.get("PATH")) or "/bin/sh"
+        process = await asyncio.create_subprocess_exec(
+            sh,
+            "-c",
+            command.replace("/bin/sh", sh, 1),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=1 << 20,
+            start_new_session=True,
+            env=self._env,
+        )
+        self._pipes = [pipe for pipe in self._pipes if pipe.is_open]
+        # It has helpers of its own to end.
+        self._pipes.append(LocalPipe(process, signal.SIGTERM))
+        return self._pipes[-1]

@@ -9,6 +9,7 @@ from liborch.agent.pack import agent_hash, packed
 from liborch.drive import bootstrap
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.drive.local import open_local_pipe
+from liborch.drive.shell_link import PoolShell, ShellLink
 from liborch.errors import AgentError, OrchestraError
 from liborch.specs import HostProfile, SlotSpec
 from liborch.ssh import Pool
@@ -36,6 +37,9 @@ class Target:
     told_at: float = 0.0
     #: The last that was received.
     received: int = 0
+    #: Why the node is worked through plain sh; "": it has a python3, as far as is known.
+    #: It stays so for this client: what runs there is known to the fallback alone.
+    fallback: str = ""
 
     def __repr__(self) -> str:
         return f"<Target {self.name}: {'linked' if self.link is not None else 'no link'}>"
@@ -64,6 +68,16 @@ class Target:
             link = FrameLink(self.name, await open_local_pipe())
             await link.start()
             return link
+        if not self.fallback:
+            try:
+                return await self._open_agent(pool)
+            except bootstrap.NoPython as error:
+                self.fallback = f"{error.why} ({error.detail})" if error.detail else error.why
+        shell = ShellLink(self.name, PoolShell(pool, self.ssh))
+        await shell.start(self.fallback)
+        return shell
+
+    async def _open_agent(self, pool: Pool) -> FrameLink:
         marker = bootstrap.new_marker()
         channel = await pool.open_channel(self.ssh, bootstrap.command(marker, len(packed()[1])))
         try:
