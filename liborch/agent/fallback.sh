@@ -81,11 +81,21 @@ look_around() {
 # members KEY: prints the pids that carry the execution's mark.
 members() {
     set +f
-    grep -lF "ORCHESTRA_EXECUTION=$1" /proc/[0-9]*/environ 2>/dev/null | while IFS=/ read -r _ _ pid _; do
+    # busybox's grep sees nothing behind a NUL byte.
+    if [ "$(printf 'a\0mark' | grep -cF mark)" = 1 ]; then
+        grep -lF "ORCHESTRA_EXECUTION=$1" /proc/[0-9]*/environ 2>/dev/null
+    else
+        for file in /proc/[0-9]*/environ; do
+            { tr '\0' '\n' <"$file" | grep -qxF "ORCHESTRA_EXECUTION=$1"; } 2>/dev/null && echo "$file"
+        done
+    fi | while IFS=/ read -r _ _ pid _; do
         start_of "$pid" && echo "$pid"
     done
     set -f
 }
+
+# kill_group NAME GROUP: dash wants the dashes, busybox does not take them.
+kill_group() { { kill -s "$1" -- "-$2" || kill -s "$1" "-$2"; } 2>/dev/null; }
 
 # group DIR: sets `group` to the process group of an execution, "" when there is none that is surely ours.
 group() {
@@ -95,14 +105,14 @@ group() {
     [ "$leads" = yes ] || return 0
     # The number of a group is not given away while the group has members.
     if start_of "$pid"; then [ "$started" = "$when" ] || return 0; fi
-    kill -s 0 -- "-$pid" 2>/dev/null && group=$pid
+    kill_group 0 "$pid" && group=$pid
     return 0
 }
 
 # signal_all DIR KEY NAME
 signal_all() {
     group "$1"
-    [ -z "$group" ] || kill -s "$3" -- "-$group" 2>/dev/null
+    [ -z "$group" ] || kill_group "$3" "$group"
     for pid in $(members "$2"); do kill -s "$3" "$pid" 2>/dev/null; done
     return 0
 }
