@@ -9,7 +9,6 @@ import pytest
 
 from liborch.core import events as ev
 from liborch.core import verdict
-from liborch.core.tables import EXECUTION_TRANSITIONS
 from liborch.errors import InvariantError
 from liborch.sim.describe import describe
 from liborch.sim.node import Plan, SimNode
@@ -49,20 +48,17 @@ def test_a_seed_is_a_whole_history() -> None:
 def test_bad_weather_is_bad_in_every_way() -> None:
     kinds: Counter[type[ev.Event]] = Counter()
     reasons: Counter[str] = Counter()
-    edges: set[tuple[str, str, str]] = set()
     attempts = 0
     for seed in (11, 12, 13):
         world = World(seed, requests=400)
         world.run()
         kinds.update(type(event) for event, _now in world.client.record)
         reasons.update(finish.reason for finish in world.finished.values())
-        edges |= world.client.machine.edges
         attempts = max([attempts, *(finish.attempts for finish in world.finished.values())])
     # A refusal needs a slot that is lost under what runs in it: too rare to ask for.
     assert {kind for kind in ev.Event.__subclasses__() if not kinds[kind]} <= {ev.Refused}
     assert {reason for reason in verdict.REASONS if not reasons[reason]} == set()
     assert attempts == 3
-    assert len(edges) > 0.7 * sum(map(len, EXECUTION_TRANSITIONS.values()))
 
 
 def test_in_calm_weather_every_execution_runs_once() -> None:
