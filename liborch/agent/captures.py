@@ -30,6 +30,7 @@ def open_terminal(columns, rows):
         resize_terminal(master, columns, rows)
     finally:
         os.close(slave)
+    os.set_blocking(master, False)
     return master, path
 
 
@@ -40,24 +41,36 @@ def resize_terminal(master, columns, rows):
 
 def drain_terminal(master, target):
     """Move what is left in a pseudo-terminal into the capture file."""
-    if target is None:
-        return
-    os.set_blocking(master, False)
-    while True:
-        try:
-            data = os.read(master, 65536)
-        except OSError:
-            return
-        if not data:
-            return
-        os.write(target, data)
+    while move_terminal(master, target):
+        pass
+
+
+def move_terminal(master, target):
+    """Move a piece of what was printed on a pseudo-terminal (not blocking) into the capture file.
+
+    Returns None at its end, 0 when there is nothing just now, else how many bytes were moved.
+    """
+    try:
+        data = os.read(master, 65536)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        return None
+    left = data
+    try:
+        while left:
+            left = left[os.write(target, left) :]
+    except OSError:
+        pass  # The disk is full: as with any other file, what does not fit is lost, and the program goes on.
+    return len(data) or None
 
 
 class Captures:
     """The capture files of one node."""
 
     def __init__(self, folder):
-        self.folder = folder
+        # As the kernel shows it in /proc/PID/fd.
+        self.folder = os.path.realpath(folder)
         self.pairs = {}
 
     def path(self, name):
@@ -78,6 +91,9 @@ class Captures:
         pair = self.pairs.pop(slot, None)
         if pair is None:
             pair = self._pair("slot-%d" % slot)
+            for fd in pair:
+                if os.fstat(fd).st_size:
+                    os.ftruncate(fd, 0)
         return Capture(self, key, slot, pair)
 
     def outcome_path(self, key):
@@ -113,19 +129,28 @@ class Captures:
         capture.done()
         return fields
 
-    def sweep(self, known):
-        """At the start: no file of ours may carry over into another execution."""
+    def sweep(self, running, slots=False):
+        """Remove what nobody has asked for in a long time, and at the start the `slots`' files, which nobody may use again.
+
+        An execution's own files stay, acknowledged or not, until their client has them and says so. `running`: keys of
+        those that are still written.
+        """
+        if slots:
+            for pair in self.pairs.values():
+                for fd in pair:
+                    os.close(fd)
+            self.pairs.clear()
+        long_ago = time.time() - KEPT_S
         for name in os.listdir(self.folder):
             base = name.rsplit(".", 1)[0]
-            if base.startswith("slot-") or base not in known:
-                if base.startswith("slot-") and any(
-                    name.startswith("slot-%d." % slot) for slot in self.pairs
-                ):
-                    continue
-                try:
+            try:
+                if base.startswith("slot-"):
+                    if slots:
+                        os.unlink(self.path(name))
+                elif base not in running and os.stat(self.path(name)).st_mtime < long_ago:
                     os.unlink(self.path(name))
-                except OSError:
-                    pass
+            except OSError:
+                continue
 
     def disk_is_full(self):
         try:
@@ -146,9 +171,16 @@ class Capture:
         self.keep_files = False
         #: Nothing was written: the files need no emptying.
         self.is_clean = False
+        #: Somebody may still have the files open: no other execution may write there.
+        self.is_shared = False
+
+    def paths(self):
+        """Names of the two files, as bytes."""
+        base = self.key if self.slot is None else "slot-%d" % self.slot
+        return [os.fsencode(self.captures.path(base + ending)) for ending in (".out", ".err")]
 
     def give_up(self):
-        """Make the files the execution's own; return their paths."""
+        """Make the files the execution's own, so that the slot gets new ones; return their paths. Raises OSError."""
         if self.slot is not None:
             for ending in (".out", ".err"):
                 os.rename(
@@ -166,8 +198,18 @@ class Capture:
         self.is_clean = not any(sizes)
         large = max(sizes) > INLINE_BYTES
         if large:
-            self.give_up()
-            fields["files"] = True
+            try:
+                self.give_up()
+                fields["files"] = True
+            except OSError as error:
+                # A disk that lets no name be changed: the beginning is better than nothing.
+                large = False
+                fields["why"] = "output cut to %d bytes: %s: %s" % (
+                    INLINE_BYTES,
+                    self.captures.folder,
+                    os.strerror(error.errno),
+                )
+                sizes = [min(size, INLINE_BYTES) for size in sizes]
         for name, fd, size in (("out", self.out, sizes[0]), ("err", self.err, sizes[1])):
             if size:
                 fields[name + "_size"] = size
@@ -177,8 +219,14 @@ class Capture:
         return fields
 
     def done(self):
-        """Nobody writes any more: the slot's files are free again, own ones are closed, and removed unless still needed."""
-        if self.slot is not None:
+        """The execution is over: the slot's files are free again, own ones are closed, and removed unless still needed."""
+        if self.slot is not None and self.is_shared:
+            for ending in (".out", ".err"):
+                try:
+                    os.unlink(self.captures.path("slot-%d%s" % (self.slot, ending)))
+                except OSError:
+                    pass
+        elif self.slot is not None:
             try:
                 if not self.is_clean:
                     for fd in (self.out, self.err):

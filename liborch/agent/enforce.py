@@ -7,6 +7,8 @@ evidence: the cgroup's own counter, or our own kill.
 
 import os
 import re
+import resource
+import subprocess
 
 _V1_MEMORY = "/sys/fs/cgroup/memory"
 _V2 = "/sys/fs/cgroup"
@@ -50,8 +52,9 @@ class Enforcer:
                         os.rmdir(folder)
                         continue
                 limit = "memory.max" if kind == "v2" else "memory.limit_in_bytes"
-                usable = os.access(os.path.join(folder, "probe", limit), os.W_OK)
-                os.rmdir(os.path.join(folder, "probe"))
+                probe = os.path.join(folder, "probe")
+                usable = os.access(os.path.join(probe, limit), os.W_OK) and _can_enter(probe)
+                os.rmdir(probe)
                 if usable:
                     self.kind = kind
                     self.base = folder
@@ -99,20 +102,43 @@ class Enforcer:
             return None
         return Box(self.kind, folder)
 
+    def inside(self):
+        """Return the pids of every process in any of our cgroups."""
+        return [
+            int(pid)
+            for name in self._slots()
+            for pid in _read(os.path.join(self.base, name, "cgroup.procs")).split()
+        ]
+
+    def _slots(self):
+        try:
+            return [name for name in os.listdir(self.base) if name.startswith("slot-")] if self.base else []
+        except OSError:
+            return []
+
     def close(self):
         """Remove our cgroups, as far as they are empty."""
         if not self.base:
             return
-        for name in os.listdir(self.base) if os.path.isdir(self.base) else ():
-            if name.startswith("slot-"):
-                try:
-                    os.rmdir(os.path.join(self.base, name))
-                except OSError:
-                    pass
+        for name in self._slots():
+            try:
+                os.rmdir(os.path.join(self.base, name))
+            except OSError:
+                pass
         try:
             os.rmdir(self.base)
         except OSError:
             pass
+
+
+def _can_enter(folder):
+    """Whether a process of ours can really be moved there: permissions do not tell."""
+    command = ["/bin/sh", "-c", 'echo $$ > "$0"', os.path.join(folder, "cgroup.procs")]
+    null = subprocess.DEVNULL
+    try:
+        return subprocess.call(command, stdin=null, stdout=null, stderr=null, timeout=10) == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def _set_v1_limit(folder, memory_bytes):
@@ -146,9 +172,12 @@ class Box:
         return "cgroup-" + self.kind
 
     def wrap(self, argv):
-        """Put a shell in front that enters the cgroup and becomes the program."""
-        procs = os.path.join(self.folder, "cgroup.procs")
-        return ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', procs] + list(argv)
+        """Put a shell in front (of bytes) that enters the cgroup and becomes the program.
+
+        It goes on where it cannot enter: the caller looks whether it did.
+        """
+        procs = os.fsencode(os.path.join(self.folder, "cgroup.procs"))
+        return [b"/bin/sh", b"-c", b'{ echo $$ >"$0"; } 2>/dev/null; exec "$@"', procs] + argv
 
     def _kill_count(self):
         text = _read(
@@ -173,15 +202,29 @@ class Box:
         return [int(word) for word in _read(os.path.join(self.folder, "cgroup.procs")).split()]
 
 
-def resident_bytes(pids):
-    """Sum of the resident memory of processes."""
+def used_bytes(pids, limit):
+    """Memory of processes. Pages that several share count for each, unless the sum is over `limit`: then they are divided."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
     for pid in pids:
         fields = _read("/proc/%d/statm" % pid).split()
         if len(fields) > 1:
             total += int(fields[1]) * page
-    return total
+    if total <= limit or len(pids) < 2:
+        return total
+    exact = 0
+    for pid in pids:
+        found = re.search(r"^Pss: +(\d+) kB", _read("/proc/%d/smaps_rollup" % pid), re.MULTILINE)
+        if found is None:
+            # An old kernel, or it is gone by now: the next look decides.
+            return total if os.path.exists("/proc/%d" % pid) else limit
+        exact += int(found.group(1)) << 10
+    return exact
+
+
+def own_peak_kib():
+    """Most memory this process ever used, in KiB, and a little."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 1024
 
 
 class Cores:

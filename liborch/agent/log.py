@@ -10,6 +10,7 @@ full; the unwritten rest is NUL bytes. Lines::
     [n, owner, kind, x, attempt, {...}]              an event the owner must see: n grows over the node's life
     ["A", owner, n]                                  the owner has everything up to n
     ["F", owner]                                     the owner is forgotten
+    ["S", ...]                                       what a segment needs to stand alone, see `ledger.py`
 
 A torn last line (power loss) is ignored. Writes reach the page cache at once, which survives any kill of ours; a thread
 syncs them to the disk in groups, off the hot path.
@@ -85,8 +86,11 @@ class Log:
 
     def _open(self):
         path = segment_path(self.folder, self.number)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        size = os.fstat(self._fd).st_size
+        self._use(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _use(self, fd):
+        self._fd = fd
+        size = os.fstat(fd).st_size
         self._at = self._end_of_text(size)
         self._reserved = max(size, self._at)
         if self._at and os.pread(self._fd, 1, self._at - 1) != b"\n":
@@ -139,12 +143,19 @@ class Log:
         return self._at >= SEGMENT_BYTES
 
     def rotate(self):
-        """Begin the next segment; returns its number."""
+        """Begin the next segment; returns its number. Raises OSError: nothing has changed then."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        following = os.open(segment_path(self.folder, self.number + 1), flags, 0o600)
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            os.close(following)
+            raise
         os.ftruncate(self._fd, self._at)
-        os.fdatasync(self._fd)
-        os.close(self._fd)
+        old = self._fd
         self.number += 1
-        self._open()
+        self._use(following)
+        os.close(old)
         return self.number
 
     def remove(self, number):

@@ -19,6 +19,7 @@ _DEFAULT_SIGNALS = [
     signal.SIGHUP,
     signal.SIGCHLD,
     signal.SIGQUIT,
+    signal.SIGXFSZ,
 ]
 _HAS_SPAWN = hasattr(os, "posix_spawn")
 _DEVNULL = os.devnull
@@ -49,26 +50,33 @@ def spawn(path, argv, env, stdin, stdout, stderr):
     The working folder, CPU affinity and umask are those of the caller at this moment, which is why the keeper
     has one thread that starts things. Raises OSError as exec would.
     """
+    global _HAS_SPAWN
     if _HAS_SPAWN:
         actions = [(os.POSIX_SPAWN_OPEN, 0, stdin or _DEVNULL, os.O_RDWR if stdin else os.O_RDONLY, 0)]
         if stdout is None:
             actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
         else:
             actions += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-        return os.posix_spawn(
-            path, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
-        )
+        try:
+            return os.posix_spawn(
+                path, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
+            )
+        except NotImplementedError:
+            _HAS_SPAWN = False  # a C library without setsid in posix_spawn
     return _spawn_slowly(path, argv, env, stdin, stdout, stderr)
 
 
 def _spawn_slowly(path, argv, env, stdin, stdout, stderr):
     """The same for Python 3.6 and 3.7, which have no posix_spawn."""
     terminal = None
-    prepare = None
     if stdin:
         terminal = os.open(stdin, os.O_RDWR | os.O_NOCTTY)
 
-        def prepare():
+    def prepare():
+        # Runs in the child, after setsid. Its mask is empty and Popen restores some signals only.
+        for number in _DEFAULT_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        if stdin:
             import fcntl
             import termios
 
@@ -95,12 +103,10 @@ def _spawn_slowly(path, argv, env, stdin, stdout, stderr):
 
 
 def find_program(name, path, folder):
-    """Return the file to execute for a command, as execvp would find it. Raises OSError(ENOENT or EACCES)."""
-    if "/" in name:
-        return name if name.startswith("/") else os.path.join(folder, name)
+    """Return the file to execute for a command (bytes), as execvp would find it. Raises OSError(ENOENT or EACCES)."""
     denied = False
-    for entry in path.split(":"):
-        candidate = os.path.join(entry or ".", name)
+    for entry in path.split(b":"):
+        candidate = os.path.join(folder, entry or b".", name)
         if os.path.isfile(candidate):
             if os.access(candidate, os.X_OK):
                 return candidate
@@ -146,20 +152,60 @@ def scan():
     return found
 
 
-def members(marks, mains=()):
+def writes_to(pid, paths):
+    """Whether a process has one of these files (bytes, no links in them) open. False when it is not ours to ask."""
+    folder = "/proc/%d/fd" % pid
+    try:
+        for name in os.listdir(folder):
+            try:
+                if os.readlink(os.fsencode("%s/%s" % (folder, name))) in paths:
+                    return True
+            except OSError:
+                continue
+    except OSError:
+        pass
+    return False
+
+
+def writers_below(folder):
+    """Return {pid: start time} of processes that have a file below a folder (bytes, no links in it) open for writing."""
+    prefix = folder.rstrip(b"/") + b"/"
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            for number in os.listdir("/proc/%s/fd" % name):
+                if not os.readlink(os.fsencode("/proc/%s/fd/%s" % (name, number))).startswith(prefix):
+                    continue
+                with open("/proc/%s/fdinfo/%s" % (name, number)) as file:
+                    flags = int(file.read().split("flags:")[1].split()[0], 8)
+                fields = stat_fields(int(name))
+                if flags & os.O_ACCMODE != os.O_RDONLY and fields is not None:
+                    found[int(name)] = fields[4]
+        except (OSError, IndexError, ValueError):
+            continue
+    return found
+
+
+def members(marks, mains=(), known=None):
     """Return {pid: start time} of living processes that belong to executions.
 
     A process belongs when its environment carries one of `marks`, when it is in the group or session of one of
-    the main pids (which the caller has not yet waited for, so their numbers are theirs), or when its parent does.
+    the main pids (the caller vouches that those numbers are still theirs), when it is one of `known` ({pid: start
+    time}), or when its parent belongs.
     """
     everything = scan()
     mains = set(mains)
     found = {}
+    for pid, start in (known or {}).items():
+        if pid in everything and everything[pid][4] == start and everything[pid][0] not in "ZX":
+            found[pid] = start
     me = os.getpid()
     for pid, (state, _parent, group, session, start) in everything.items():
         if state in "ZX" or pid == me:
             continue
-        if group in mains or session in mains or mark_of(pid) in marks:
+        if group in mains or session in mains or (marks and mark_of(pid) in marks):
             found[pid] = start
     grew = True
     while grew:

@@ -81,8 +81,8 @@ class Queues:
     def keys_of(self, owner):
         return [key for key in self._owners.get(owner, ()) if key in self._keys]
 
-    def owners(self):
-        return list(self._owners)
+    def keys(self):
+        return self._keys.keys()
 
     def pop_fitting(self, fits):
         """Return the next order that `fits` accepts, or None: the first of each owner's queue in turn."""

@@ -20,13 +20,14 @@ import sys
 import time
 
 try:
-    from . import captures, frames, keeper, log, node, processes, relay
+    from . import captures, frames, keeper, log, node, orders, processes, relay
 except ImportError:
     import captures
     import frames
     import keeper
     import log
     import node
+    import orders
     import processes
     import relay
 
@@ -637,7 +638,7 @@ class Talker:
         return all(follower.offsets[name] >= follower.final[name] for name in ("out", "err"))
 
     def _find_files(self, follower, now):
-        key = keeper.key_of(follower.x, follower.attempt)
+        key = orders.key_of(follower.x, follower.attempt)
         folder = os.path.join(self.folder, "captures")
         if follower.final is not None:
             self._open_files(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from liborch.drive.link import AgentLink
@@ -53,6 +54,12 @@ class Client:
                 self._news.clear()
                 await self._news.wait()
         return what
+
+    async def until_somewhere(self, true: Callable[[], bool]) -> None:
+        """Wait for something that no event tells."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not true():
+                await asyncio.sleep(0.02)
 
     def order(self, *argv: str, attempt: int = 1, x: str | None = None, **own: Any) -> str:
         """Hand over a command; returns its id."""
@@ -184,11 +191,21 @@ async def cancelling_leaves_no_process(link: AgentLink) -> None:
     script = f"trap '' TERM; setsid sh -c 'sleep 600; : {name}' & sh -c 'trap \"\" TERM; sleep 600; : {name}'"
     x = client.order("sh", "-c", script, grace=0.3)
     await client.event("started", x)
+    # Both are there now, so it is no accident when neither is afterwards.
+    await client.until_somewhere(
+        lambda: len([p for p in Path("/proc").glob("[0-9]*") if name in _command_line(p)]) >= 2
+    )
     link.tell("cancel", ids=[(x, 1)])
     detail = await client.ended(x)
     assert detail["reason"] == "cancelled"
-    found = await client.run("sh", "-c", f"grep -l {name[:-1]}[{name[-1]}] /proc/[0-9]*/cmdline || echo none")
-    assert found["out"].splitlines()[-1:] == ["none"] or name not in found["out"]
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if name in _command_line(pid)]
+
+
+def _command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 async def what_is_cancelled_before_it_came_never_starts(link: AgentLink) -> None:

@@ -15,7 +15,12 @@ import pytest
 from liborch.drive.link import AgentLink
 from liborch.drive.local import LocalShell
 from liborch.drive.shell_link import ShellLink
+from liborch.errors import TransferError
+from liborch.transfer.fetch import fetch
+from liborch.transfer.send import clean, send
+from liborch.transfer.snapshot import take_snapshot
 from tests.agent import contract
+from tests.agent.contract import Client
 
 _TOOLS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -95,3 +100,223 @@ async def test_the_fallback_keeps_the_contract(
     link: ShellLink, story: Callable[[AgentLink], Awaitable[None]]
 ) -> None:
     await story(link)
+
+
+async def test_a_client_that_comes_back_gets_what_it_missed_once(node: Node) -> None:
+    first = await node.link()
+    client = await Client(first).attach(cpus=2)
+    gate = node.folder / "gate"
+    early = client.order("sh", "-c", "echo early; exit 3")
+    late = client.order("sh", "-c", f"while [ ! -e {gate} ]; do sleep 0.05; done; echo late; exit 4")
+    await client.ended(early)
+    await client.event("started", late)
+    seen = max(event[0] for event in client.events)
+    await first.close()
+    gate.touch()
+    second = await node.link()
+    again = await Client(second, client.owner).attach(ack=seen)
+    detail = await again.ended(late)
+    assert (detail["code"], detail["out"]) == (4, "late\n")
+    assert not [event for event in again.events if event[3] == early]
+    await second.close()
+    # Nothing was acknowledged since: a third client is told again.
+    third = await node.link()
+    assert (await (await Client(third, client.owner).attach(ack=seen)).ended(late))["code"] == 4
+    await third.close()
+    await node.shell.close()
+
+
+async def test_what_runs_goes_on_when_every_process_of_ours_but_its_own_is_killed(node: Node) -> None:
+    first = await node.link()
+    client = await Client(first).attach(cpus=1)
+    gate = node.folder / "gate"
+    x = client.order("sh", "-c", f"while [ ! -e {gate} ]; do sleep 0.05; done; echo whole; exit 5")
+    waiting = client.order("sh", "-c", "echo next")
+    await client.event("started", x)
+    os.kill(first.hello["keeper_pid"], signal.SIGKILL)
+    os.kill(first.hello["pid"], signal.SIGKILL)
+    await first.close()
+    second = await node.link()
+    assert second.hello["keeper_pid"] != first.hello["keeper_pid"]
+    again = await Client(second, client.owner).attach(cpus=1)
+    assert [x, 1, "running"] in again.attached["holding"]
+    gate.touch()
+    detail = await again.ended(x)
+    assert (detail["reason"], detail["code"], detail["out"]) == ("exit", 5, "whole\n")
+    assert (await again.ended(waiting))["out"] == "next\n"
+    await second.close()
+    await node.shell.close()
+
+
+async def test_who_waited_for_it_is_killed_and_so_it_is_lost_and_ended(node: Node) -> None:
+    link = await node.link()
+    client = await Client(link).attach(cpus=1)
+    x = client.order("sleep", "600")
+    await client.event("started", x)
+    run = node.state / "runs" / f"{x}.1"
+    main = int((run / "pid").read_text().split()[0])
+    os.kill(int((run / "claim" / "by").read_text().split()[1]), signal.SIGKILL)
+    detail = await client.ended(x)
+    assert (detail["reason"], detail["code"]) == ("lost", None)
+    assert not Path(f"/proc/{main}").exists()
+    await link.close()
+    await node.shell.close()
+
+
+async def test_two_clients_share_the_slots_and_see_only_their_own(node: Node) -> None:
+    one, two = await node.link(), await node.link()
+    first, second = await Client(one).attach(cpus=1), await Client(two).attach(cpus=1)
+    held = first.order("sleep", "600", grace=0.1)
+    await first.event("started", held)
+    waiting = second.order("echo", "mine")
+    one.tell("cancel", ids=[(held, 1)])
+    assert (await second.ended(waiting))["out"] == "mine\n"
+    assert {event[3] for event in second.events} == {waiting}
+    await one.close()
+    await two.close()
+    await node.shell.close()
+
+
+def _tree(folder: Path) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for path, folders, files in os.walk(os.fsencode(folder)):
+        for name in [*files, *(f for f in folders if os.path.islink(os.path.join(path, f)))]:
+            whole = os.path.join(path, name)
+            inside = os.path.relpath(whole, os.fsencode(folder))
+            if os.path.islink(whole):
+                found[inside] = b"-> " + os.readlink(whole)
+            else:
+                found[inside] = Path(os.fsdecode(whole)).read_bytes()
+    return found
+
+
+def _code(folder: Path) -> Path:
+    code = folder / "code"
+    for name in (b"plain", b"a b/it's \"x\"", b"new\nline\n", b"-rf", b"\xff\xfe", b"deep/" * 3 + b"x" * 120, b"empty"):
+        path = os.path.join(os.fsencode(code), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(name * 3 if name != b"empty" else b"")
+    (code / "run").write_text("#!/bin/sh\n")
+    (code / "run").chmod(0o755)
+    (code / "link").symlink_to("plain")
+    (code / "large").write_bytes(os.urandom(300_001))
+    (code / "twin").write_bytes((code / "large").read_bytes())
+    return code
+
+
+@pytest.mark.parametrize("tar", [True, False], ids=["tar", "no tar"])
+async def test_code_goes_out_and_what_was_made_or_changed_comes_back(
+    node: Node, link: ShellLink, tmp_path: Path, tar: bool
+) -> None:
+    if not tar:
+        broken = node.folder / "bin"
+        (broken / "tar").unlink(missing_ok=True)
+        if "busybox" not in os.readlink(broken / "sh"):
+            for place in _TOOLS.split(":"):
+                for program in Path(place).glob("*") if Path(place).is_dir() else ():
+                    if program.name != "tar" and not (broken / program.name).exists():
+                        (broken / program.name).symlink_to(program)
+            await link.close()
+            node.env["PATH"] = str(broken)
+            node.shell = LocalShell(node.env)
+            link = await node.link()
+    snapshot = take_snapshot(_code(tmp_path))
+    directory = str(tmp_path / "host")
+    folder = f"{directory}/it's here/x"
+    stream = link.open_stream("transfer")
+    report = await send(stream, snapshot, folder, directory=directory)
+    assert report.fresh
+    assert _tree(Path(folder)) == _tree(snapshot.folder)
+    assert os.access(f"{folder}/run", os.X_OK)
+    script = "echo changed >> plain; touch -d @1000000000 large; printf 'a\\nb' > 'made\n'; mkdir results; ln -s ../plain results/link; mkdir void; head -c 500000 /dev/urandom > results/big"
+    client = await Client(link).attach()
+    assert (await client.run("sh", "-c", script, cwd=folder))["code"] == 0
+    results = tmp_path / "results"
+    got = await fetch(stream, folder, results, directory=directory)
+    assert got.refused == []
+    expected = {name: data for name, data in _tree(Path(folder)).items() if name in (b"plain", b"made\n", b"results/link", b"results/big")}
+    assert len(expected) == 4
+    assert _tree(results) == expected
+    assert (results / "void").is_dir()
+    await clean(stream, folder, directory=directory, leave="code")
+    assert _tree(Path(folder)) == _tree(snapshot.folder)
+    await clean(stream, folder, directory=directory, leave="nothing")
+    assert not Path(directory).exists()
+    await stream.close()
+    if not tar:
+        await link.close()
+        await node.shell.close()
+
+
+async def test_files_that_were_there_before_survive_and_return(node: Node, link: ShellLink, tmp_path: Path) -> None:
+    snapshot = take_snapshot(_code(tmp_path))
+    folder = tmp_path / "theirs"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "plain").write_text("theirs")
+    (folder / "sub" / "other").write_text("other")
+    before = _tree(folder)
+    directory = str(tmp_path / "host")
+    stream = link.open_stream("transfer")
+    report = await send(stream, snapshot, str(folder), directory=directory)
+    assert [path for path, _ in report.displaced] == ["plain"]
+    assert (folder / "plain").read_bytes() == b"plain" * 3
+    (folder / "made").write_text("made")
+    got = await fetch(stream, str(folder), tmp_path / "results", directory=directory)
+    assert (got.files, _tree(tmp_path / "results")) == (1, {b"made": b"made"})
+    await clean(stream, str(folder), directory=directory, leave="nothing")
+    assert _tree(folder) == before
+    await stream.close()
+
+
+async def test_sending_again_writes_only_what_differs(node: Node, link: ShellLink, tmp_path: Path) -> None:
+    code = _code(tmp_path)
+    directory, folder = str(tmp_path / "host"), str(tmp_path / "host" / "f")
+    stream = link.open_stream("transfer")
+    await send(stream, take_snapshot(code), folder, directory=directory)
+    again = await send(stream, take_snapshot(code), folder, directory=directory)
+    assert (again.sent_files, again.written) == (0, 0)
+    (code / "plain").write_text("new")
+    (code / "twin").unlink()
+    third = await send(stream, take_snapshot(code), folder, directory=directory)
+    assert third.written == 1
+    assert _tree(Path(folder)) == _tree(code)
+    await stream.close()
+
+
+async def test_a_file_that_changes_under_way_is_named_and_nothing_is_put_in_place(
+    link: ShellLink, tmp_path: Path
+) -> None:
+    code = _code(tmp_path)
+    snapshot = take_snapshot(code)
+    data = bytearray((code / "large").read_bytes())
+    data[0] ^= 1
+    (code / "large").write_bytes(data)
+    (code / "twin").write_bytes(data)
+    stream = link.open_stream("transfer")
+    with pytest.raises(TransferError) as caught:
+        await send(stream, snapshot, str(tmp_path / "f"), directory=str(tmp_path / "host"))
+    assert caught.value.path in ("large", "twin")
+    assert not (tmp_path / "f").exists() or not _tree(tmp_path / "f")
+    await stream.close()
+
+
+@pytest.mark.parametrize("story", contract.STORIES, ids=lambda story: story.__name__)
+async def test_the_real_agent_keeps_the_contract(
+    story: Callable[[AgentLink], Awaitable[None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ORCHESTRA_AGENT_STATE", str(tmp_path / "agent"))
+    pipe = await open_local_pipe()
+    link = FrameLink("node", pipe)
+    await link.start()
+    try:
+        await story(link)
+    finally:
+        await contract.end_all(link)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(link.ask("retire"), 5)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(link.hello["pid"], signal.SIGTERM)
+        await link.close()
+        await pipe.wait()
