@@ -57,7 +57,7 @@ def attach(text: str, *, as_json: bool, quiet: bool, verbose: bool, silent_outpu
 
         print(json.dumps(result_as_dict(result)))
     elif result.reason != "exit":
-        messages.error(f"{result.state}: {result.reason}{f': {result.why}' if result.why else ''}")
+        messages.error(": ".join(dict.fromkeys(filter(None, (result.state, result.reason, result.why)))))
     if result.output_folder:
         messages.stage(f"results are in {result.output_folder}")
     return result.exit_status
@@ -266,7 +266,7 @@ def explanation(records: Records, row: ExecutionRow) -> list[str]:
     if row.state in FINAL:
         result = result_of_row(row)
         at = f" at {clock(row.ended_at)}" if row.ended_at is not None else ""
-        lines = [f"{short} ended{at}: {row.state} ({how(row)})"]
+        lines = [f"{short} ended{at}: {row.state}{'' if row.state == how(row) else f' ({how(row)})'}"]
         if result.why:
             lines.append(result.why)
         if result.attempts > 1:

@@ -164,7 +164,8 @@ def full_view(row: ExecutionRow, life: dict[str, Any]) -> dict[str, Any]:
 def state_text(row: ExecutionRow, life: dict[str, Any]) -> str:
     """`failed (exit 3)`, `running, unreachable since 10:21`, `running, left`: for people."""
     if row.state in FINAL:
-        return row.state if row.state in ("succeeded", "cancelled") else f"{row.state} ({how(row)})"
+        why = how(row)
+        return row.state if row.state in ("succeeded", why) else f"{row.state} ({why})"
     if not life["driven"]:
         return f"{row.state}, left"
     if life["unreachable_since"] is not None:

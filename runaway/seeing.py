@@ -61,7 +61,7 @@ def say_end(result: Result, messages: Messages, *, as_json: bool) -> None:
     for path, why in result.refused:
         messages.error(f"not fetched: {path}: {why}")
     if result.reason != "exit":
-        messages.error(f"{result.state}: {result.reason}{f': {result.why}' if result.why else ''}")
+        messages.error(": ".join(dict.fromkeys(filter(None, (result.state, result.reason, result.why)))))
     elif result.why:
         messages.error(result.why)
 

@@ -389,7 +389,8 @@ class Driver:
     async def _wait_for_events(self) -> None:
         if len(self.executions) > BUSY_EXECUTIONS and not self._closing:
             await asyncio.sleep(PACE_S)
-        if self._inbox:
+        # `close` may have asked while the last round was being written: clearing its wake-up would wait for ever.
+        if self._inbox or self._closing:
             return
         self._wake.clear()
         deadline = self.core.next_deadline()

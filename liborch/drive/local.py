@@ -58,6 +58,10 @@ class LocalPipe:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(self._last_word)
+        # Left to the collector, the pipes would outlive the event loop, which then complains.
+        for pipe in self._process._transport._pipes.values():  # type: ignore[attr-defined]
+            if pipe is not None:
+                pipe.pipe.close()
         self._reader.cancel()
 
     def stderr_tail(self) -> bytes:
