@@ -227,12 +227,8 @@ class ShellTransfer:
         )
         script += b"command -v tar >/dev/null 2>&1 || { echo notar; exit 0; }\n"
         script += b"echo tar\ntar xf - 2>&1 || { echo refused tar; exit 0; }\n"
-        for paths in by_digest.values():
-            script += b"".join(
-                b"cp -p %b %b || exit 0\n" % (_quoted(b"./" + paths[0]), _quoted(b"./" + path))
-                for path in paths[1:]
-                if manifest[path].kind == manifest[paths[0]].kind
-            )
+        twins = b"".join(_twins(paths, manifest) for paths in by_digest.values())
+        script += twins
         script += b"cd / && { [ -d %b ] || mv %b %b; } && echo done\n" % (
             _quoted(code),
             _quoted(temporary),
@@ -259,7 +255,13 @@ class ShellTransfer:
                 if not said.endswith("done"):
                     raise _Refused(f"the code could not be unpacked on the node: {said[-300:]}")
                 return
-        said = (await self._script(b"mv %b %b && echo done" % (_quoted(temporary), _quoted(code)))).decode()
+        script = b"cd %b || exit 0\n%bcd / && mv %b %b && echo done" % (
+            _quoted(temporary),
+            twins,
+            _quoted(temporary),
+            _quoted(code),
+        )
+        said = (await self._script(script)).decode("utf-8", "replace")
         if not said.endswith("done\n"):
             raise _Refused(f"the code could not be put in place on the node: {said[-300:]}")
 
@@ -283,9 +285,9 @@ class ShellTransfer:
                     at += size
                     if hashlib.sha256(data).hexdigest() != digests[number]:
                         broken.append(_text(by_digest[digests[number]][0]))
-                    for path in _copies(by_digest[digests[number]], manifest, all_of_them=not writer.copies):
-                        await writer.file(path, manifest[path].kind, len(data))
-                        await writer.data(data)
+                    path = by_digest[digests[number]][0]
+                    await writer.file(path, manifest[path].kind, len(data))
+                    await writer.data(data)
             elif kind == "large":
                 number = head["k"]
                 paths = by_digest[digests[number]]
@@ -621,10 +623,17 @@ def _remove(path: bytes, facts: _Facts) -> bytes:
     return b"rmdir %b 2>/dev/null" % where if facts.kind == "d" else b"rm -f %b" % where
 
 
-def _copies(paths: list[bytes], manifest: dict[bytes, _Sent], *, all_of_them: bool) -> list[bytes]:
-    """Those of the paths of one content that have to travel: one of each kind, where the node copies the others."""
-    first = manifest[paths[0]].kind
-    return [path for at, path in enumerate(paths) if at == 0 or all_of_them or manifest[path].kind != first]
+def _twins(paths: list[bytes], manifest: dict[bytes, _Sent]) -> bytes:
+    """Lines that make the other files of one content from the first."""
+    lines = []
+    for path in paths[1:]:
+        where, parent = _quoted(b"./" + path), _quoted(b"./" + posixpath.dirname(path))
+        mode = b"+x" if manifest[path].kind == "x" else b"-x"
+        lines.append(
+            b"mkdir -p %b && cp %b %b && chmod %b %b || exit 0\n"
+            % (parent, _quoted(b"./" + paths[0]), where, mode, where)
+        )
+    return b"".join(lines)
 
 
 def _quoted(text: str | bytes) -> bytes:
@@ -640,9 +649,6 @@ def _text(path: bytes) -> str:
 
 class _Tar:
     """Writes a tree as a tar stream."""
-
-    #: Whether the node makes the other copies of one content.
-    copies = True
 
     def __init__(self, pipe: ShellPipe) -> None:
         self._pipe = pipe
@@ -688,8 +694,6 @@ class _Tar:
 
 class _Files:
     """Writes a tree file by file, where the node has no tar."""
-
-    copies = False
 
     def __init__(self, run: Callable[[bytes, bytes], Awaitable[bytes]], folder: str) -> None:
         self._run = run

@@ -192,7 +192,15 @@ def _tree(folder: Path) -> dict[bytes, bytes]:
 
 def _code(folder: Path) -> Path:
     code = folder / "code"
-    for name in (b"plain", b"a b/it's \"x\"", b"new\nline\n", b"-rf", b"\xff\xfe", b"deep/" * 3 + b"x" * 120, b"empty"):
+    for name in (
+        b"plain",
+        b'a b/it\'s "x"',
+        b"new\nline\n",
+        b"-rf",
+        b"\xff\xfe",
+        b"deep/" * 3 + b"x" * 120,
+        b"empty",
+    ):
         path = os.path.join(os.fsencode(code), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         Path(os.fsdecode(path)).write_bytes(name * 3 if name != b"empty" else b"")
@@ -234,7 +242,11 @@ async def test_code_goes_out_and_what_was_made_or_changed_comes_back(
     results = tmp_path / "results"
     got = await fetch(stream, folder, results, directory=directory)
     assert got.refused == []
-    expected = {name: data for name, data in _tree(Path(folder)).items() if name in (b"plain", b"made\n", b"results/link", b"results/big")}
+    expected = {
+        name: data
+        for name, data in _tree(Path(folder)).items()
+        if name in (b"plain", b"made\n", b"results/link", b"results/big")
+    }
     assert len(expected) == 4
     assert _tree(results) == expected
     assert (results / "void").is_dir()
@@ -248,7 +260,9 @@ async def test_code_goes_out_and_what_was_made_or_changed_comes_back(
         await node.shell.close()
 
 
-async def test_files_that_were_there_before_survive_and_return(node: Node, link: ShellLink, tmp_path: Path) -> None:
+async def test_files_that_were_there_before_survive_and_return(
+    node: Node, link: ShellLink, tmp_path: Path
+) -> None:
     snapshot = take_snapshot(_code(tmp_path))
     folder = tmp_path / "theirs"
     (folder / "sub").mkdir(parents=True)
