@@ -93,7 +93,7 @@ def overhead(executions: int) -> float:
     class Nothing:
         """Hands everything to the first node and finishes what ends."""
 
-        nodes = dict.fromkeys((f"n{number}" for number in range(NODES)))
+        nodes = dict.fromkeys(f"n{number}" for number in range(NODES))
         next = 0
 
         def handle(self, event: ev.Event, now: float) -> list[Any]:
