@@ -8,7 +8,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liborch import patterns
 from liborch.core.machine import Policy
@@ -22,13 +22,15 @@ from liborch.profiles.find import find_host
 from liborch.profiles.procedures import join_arguments
 from liborch.quantities import format_size
 from liborch.specs import ExecutionSpec, HostProfile, Resources, Transfer
-from liborch.transfer.listing import Listing, list_folder
-from liborch.transfer.snapshot import Snapshot, take_snapshot
 from runaway.messages import Messages
 from runaway.records import SCHEMA_VERSION
 from runaway.scripts import Script, find_script
 from runaway.secrets import hide_words
 from runaway.seeing import Output, narrate, see_through
+
+if TYPE_CHECKING:
+    from liborch.transfer.listing import Listing
+    from liborch.transfer.snapshot import Snapshot
 
 #: Links that never opened are tried so often before the host counts as unreachable.
 FIRST_ATTEMPTS = 2
@@ -80,9 +82,13 @@ async def run_exec(
         _ignore_file(fetch_ignore, "--fetch-ignore", cwd)
         messages.stage("reading ignore files")
         if dry_run:
+            from liborch.transfer.listing import list_folder
+
             listing = await asyncio.to_thread(list_folder, found.folder, send_ignore=given, explain=True)
             _show_plan(listing, profile, found, arguments, remote_folder, output_folder, as_json)
             return 0
+        from liborch.transfer.snapshot import take_snapshot
+
         messages.stage("packing")
         snapshot = await asyncio.to_thread(
             take_snapshot, found.folder, send_ignore=given, cache=folders.cache

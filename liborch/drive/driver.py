@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -43,7 +43,9 @@ from liborch.errors import (
 from liborch.journal import Change, Group, NewExecution, Writer
 from liborch.specs import ExecutionSpec
 from liborch.ssh import Pool
-from liborch.transfer.send import Progress
+
+if TYPE_CHECKING:
+    from liborch.transfer.send import Progress
 
 #: Output up to so many bytes per stream is put into a Result.
 RESULT_BYTES = 64 << 20

@@ -8,8 +8,6 @@ from typing import Any
 from liborch.agent.pack import agent_hash, packed
 from liborch.drive import bootstrap
 from liborch.drive.link import AgentLink, FrameLink
-from liborch.drive.local import open_local_pipe
-from liborch.drive.shell_link import PoolShell, ShellLink
 from liborch.errors import AgentError, OrchestraError
 from liborch.specs import HostProfile, SlotSpec
 from liborch.ssh import Pool
@@ -65,6 +63,8 @@ class Target:
 
     async def _open_once(self, pool: Pool) -> AgentLink:
         if self.ssh == "local":
+            from liborch.drive.local import open_local_pipe
+
             link = FrameLink(self.name, await open_local_pipe())
             await link.start()
             return link
@@ -73,6 +73,8 @@ class Target:
                 return await self._open_agent(pool)
             except bootstrap.NoPython as error:
                 self.fallback = f"{error.why} ({error.detail})" if error.detail else error.why
+        from liborch.drive.shell_link import PoolShell, ShellLink
+
         shell = ShellLink(self.name, PoolShell(pool, self.ssh))
         await shell.start(self.fallback)
         return shell

@@ -1,6 +1,7 @@
 """Carry out what the core decides about files: bring them to a node, bring results home, clean up behind.
 
 One snapshot is taken per local folder and submission, and sent once per host however many executions start at once.
+What moves files is imported when files move: most commands send nothing, and start sooner without.
 """
 
 from __future__ import annotations
@@ -8,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liborch import patterns
 from liborch.drive.orders import remote_folder
 from liborch.errors import SpecError
 from liborch.specs import Transfer
-from liborch.transfer.fetch import FetchReport, fetch
-from liborch.transfer.rules import fetch_rules
-from liborch.transfer.send import CleanReport, Progress, SendReport, clean, send
-from liborch.transfer.snapshot import Snapshot, empty_snapshot, take_snapshot
-from liborch.transfer.stream import Stream
+
+if TYPE_CHECKING:
+    from liborch.transfer.fetch import FetchReport
+    from liborch.transfer.send import CleanReport, Progress, SendReport
+    from liborch.transfer.snapshot import Snapshot
+    from liborch.transfer.stream import Stream
 
 
 class Snapshots:
@@ -38,6 +40,8 @@ class Snapshots:
         Raises:
             SpecError: It was taken by a client that is gone, and the folder has changed since.
         """
+        from liborch.transfer.snapshot import empty_snapshot, take_snapshot
+
         key = (transfer.local_folder, transfer.send_ignore)
         known = self._taken.get(key)
         if known is not None and (not transfer.snapshot or known.id == transfer.snapshot):
@@ -66,6 +70,8 @@ async def stage(
     progress: Progress | None,
 ) -> SendReport:
     """Send. See `liborch.transfer.send`."""
+    from liborch.transfer.send import send
+
     return await send(
         stream,
         snapshot,
@@ -87,6 +93,9 @@ async def collect(
     progress: Progress | None,
 ) -> tuple[Path, FetchReport]:
     """Fetch into the output folder, whose pattern is filled in with what is known now."""
+    from liborch.transfer.fetch import fetch
+    from liborch.transfer.rules import fetch_rules
+
     target = output_folder(transfer, values)
     ignore = Path(transfer.fetch_ignore) if transfer.fetch_ignore else None
     rules = fetch_rules(Path(transfer.local_folder), ignore)
@@ -98,6 +107,8 @@ async def collect(
 
 async def tidy(stream: Stream, transfer: Transfer, folder: str, directory: str, host: str) -> CleanReport:
     """Leave on the host what is to stay there."""
+    from liborch.transfer.send import clean
+
     return await clean(stream, folder, directory=directory, leave=transfer.leave, host=host)
 
 
