@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from liborch.command_line import run
-
 #: {command: (module, one line of help)}; the module has a click command called `command`.
 COMMANDS = {
     "exec": ("runaway.commands.exec", "Run a script or a command on a host and bring its results back."),
@@ -18,11 +16,23 @@ COMMANDS = {
     "kill": ("runaway.commands.kill", "End executions."),
     "pause": ("runaway.commands.pause", "Stop the processes of an execution for a while."),
     "resume": ("runaway.commands.resume", "Let a paused execution go on."),
+    "fetch": ("runaway.commands.fetch", "Fetch results again, or for the first time."),
+    "clean": ("runaway.commands.clean", "Remove what executions left, here and on hosts."),
+    "hosts": ("runaway.commands.hosts", "List, show and check the hosts that can be named."),
+    "doctor": ("runaway.commands.doctor", "Try everything that a host has to do for us."),
+    "completion": ("runaway.commands.completion", "Print the completion script of a shell."),
 }
 
 
 def main() -> None:
     """Run the command line; exits with its status."""
+    if sys.argv[1:2] == ["--complete"]:
+        # Pressed with a key: not even click is imported for it.
+        from runaway.complete import main as complete
+
+        sys.exit(complete(sys.argv[2:], COMMANDS))
+    from liborch.command_line import run
+
     sys.exit(run("runaway", "Run code on other machines as simply as on this one.", COMMANDS))
 
 

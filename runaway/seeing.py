@@ -136,6 +136,10 @@ def narrate(messages: Messages, what: str, fields: dict[str, Any], *, sends: boo
         messages.stage("cleaning")
     elif what in ("unreachable", "lost"):
         messages.stage(f"{fields['node']}: {fields['why']}")
+    elif what == "limited":
+        messages.stage(f"{fields['node']}: {fields['why']}; working through plain sh, slower and with less")
+        for limit in fields["limits"]:
+            messages.detail(f"{fields['node']}: {limit}")
     elif what == "trouble":
         messages.error(str(fields["why"]))
     elif what == "retry":

@@ -78,6 +78,22 @@ def state_id(folder):
     return text
 
 
+def probe(path):
+    """Whether a folder could be made and written at `path`, and what room is there: for people who ask why not."""
+    found = path
+    while not os.path.isdir(found) and os.path.dirname(found) != found:
+        found = os.path.dirname(found)
+    try:
+        room = os.statvfs(found)
+    except OSError as error:
+        return {"error": "%s: %s" % (found, os.strerror(error.errno or 0))}
+    if room.f_flag & os.ST_RDONLY:
+        return {"error": "%s is read-only" % found}
+    if not os.access(found, os.W_OK | os.X_OK):
+        return {"error": "%s cannot be written" % found}
+    return {"free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail if room.f_files else -1}
+
+
 def cores():
     """CPU numbers this user may run on."""
     try:

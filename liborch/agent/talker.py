@@ -440,6 +440,8 @@ class Talker:
             self.open_stream(session, head)
         elif kind == "ping":
             self.send(session, 0, {"t": "pong", "clock": time.time(), "at": head.get("at")})
+        elif kind == "probe":
+            self.send(session, 0, dict(node.probe(head["path"]), t="probe"))
         elif kind == "expand":
             self.send(session, 0, {"t": "expanded", "texts": [self.expand(session, text) for text in head["texts"]]})
         elif kind in ("status", "retire"):

@@ -1,0 +1,128 @@
+"""What could come next on a command line: words for the shells' completion. Starts in a few bare interpreters' time.
+
+`runaway --complete WORD...` prints one candidate per line; the last WORD is the one being typed. Neither asyncio nor YAML is
+imported, and click only where an option is being typed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+#: What follows each command: words of these kinds.
+_OPERANDS = {
+    "exec": ("host", "file"),
+    "show": ("id",),
+    "logs": ("id",),
+    "attach": ("id",),
+    "wait": ("id*",),
+    "explain": ("live",),
+    "kill": ("live*",),
+    "pause": ("live",),
+    "resume": ("live",),
+    "fetch": ("id",),
+    "clean": ("host or id*",),
+    "doctor": ("host",),
+    "hosts": ("hosts", "host*"),
+    "completion": ("shell",),
+}
+SHELLS = ("bash", "zsh", "fish")
+#: Ids offered, the newest ones.
+MOST_IDS = 50
+
+
+def candidates(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Words that begin with the last of `words`, the others being what was typed before it."""
+    typed = words[-1] if words else ""
+    before = list(words[:-1])
+    if not before:
+        return [name for name in commands if name.startswith(typed)]
+    command = before[0]
+    if command not in commands or "--" in before:
+        return []
+    if typed.startswith("-"):
+        return [option for option in _options(commands[command][0], before) if option.startswith(typed)]
+    kinds = _OPERANDS.get(command, ())
+    at = sum(1 for word in before[1:] if not word.startswith("-"))
+    kind = kinds[min(at, len(kinds) - 1)] if kinds and (at < len(kinds) or kinds[-1].endswith("*")) else ""
+    return [word for word in _words(kind.rstrip("*")) if word.startswith(typed)]
+
+
+def _words(kind: str) -> list[str]:
+    if kind == "hosts":
+        return ["list", "check", "show"]
+    if kind == "shell":
+        return list(SHELLS)
+    found: list[str] = []
+    if "host" in kind:
+        found += _hosts()
+    if "id" in kind or kind == "live":
+        found += _ids(live=kind == "live")
+    return found
+
+
+def _hosts() -> list[str]:
+    from liborch.places import places
+    from liborch.profiles.names import known_hosts_names
+    from runaway.places import ssh_config_of
+
+    folders = places(dict(os.environ))
+    return known_hosts_names(folders.profiles, ssh_config_of(folders))
+
+
+def _ids(*, live: bool) -> list[str]:
+    from liborch.errors import OrchestraError
+    from liborch.journal import Journal
+    from liborch.places import places
+
+    try:
+        with Journal.open(places(dict(os.environ)).journal, readonly=True) as journal:
+            rows = journal.executions(limit=MOST_IDS, live=live)
+    except OrchestraError:
+        return []  # A key press is no place for a message.
+    return [*(row.id for row in rows), *(["last"] if rows else [])]
+
+
+def _options(module: str, before: Sequence[str]) -> list[str]:
+    from importlib import import_module
+
+    import click
+
+    command: click.Command = import_module(module).command
+    if isinstance(command, click.Group) and len(before) > 1:
+        command = command.commands.get(before[1], command)
+    return ["--help", *(name for param in command.params for name in param.opts if name.startswith("--"))]
+
+
+SCRIPTS = {
+    "bash": """_runaway() {
+    local IFS=$'\\n' words=("${COMP_WORDS[@]:1:COMP_CWORD}")
+    COMPREPLY=($(runaway --complete "${words[@]}" 2>/dev/null))
+    if [ ${#COMPREPLY[@]} -eq 0 ]; then COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}")); fi
+}
+complete -o filenames -F _runaway runaway
+""",
+    "zsh": """#compdef runaway
+_runaway() {
+    local -a found
+    found=("${(@f)$(runaway --complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    if [[ -n ${found[1]} ]]; then compadd -- "${found[@]}"; else _files; fi
+}
+compdef _runaway runaway
+""",
+    "fish": """function __runaway_complete
+    set -l words (commandline -opc) (commandline -ct)
+    runaway --complete $words[2..-1] 2>/dev/null
+end
+complete -c runaway -f -a '(__runaway_complete)'
+complete -c runaway -n '__fish_seen_subcommand_from exec' -F
+""",
+}
+
+
+def main(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int:
+    """Print candidates; returns the exit status."""
+    for word in candidates(words, commands):
+        sys.stdout.write(word + "\n")
+    return 0
