@@ -769,7 +769,8 @@ class Driver:
             return
         target.error = None
         target.link = link
-        if link.hello.get("limits"):
+        if link.hello.get("limits") and not target.told_limits:
+            target.told_limits = True
             self._tell(
                 "limited", "", node=target.name, why=link.hello.get("why", ""), limits=link.hello["limits"]
             )

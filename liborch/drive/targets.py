@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from liborch.agent.pack import agent_hash, packed
+from liborch.agent.pack import agent_hash
 from liborch.drive import bootstrap
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.errors import AgentError, OrchestraError
@@ -38,6 +38,8 @@ class Target:
     #: Why the node is worked through plain sh; "": it has a python3, as far as is known.
     #: It stays so for this client: what runs there is known to the fallback alone.
     fallback: str = ""
+    #: Whether the person was told what cannot be done there.
+    told_limits: bool = False
 
     def __repr__(self) -> str:
         return f"<Target {self.name}: {'linked' if self.link is not None else 'no link'}>"
@@ -81,7 +83,7 @@ class Target:
 
     async def _open_agent(self, pool: Pool) -> FrameLink:
         marker = bootstrap.new_marker()
-        channel = await pool.open_channel(self.ssh, bootstrap.command(marker, len(packed()[1])))
+        channel = await pool.open_channel(self.ssh, bootstrap.command(marker))
         try:
             first = await bootstrap.start(self.name, channel, marker)
         except BaseException:

@@ -11,6 +11,8 @@ from typing import Any
 
 from liborch.drive.link import AgentLink
 
+# ruff: noqa: ASYNC240 - looking at /proc
+
 #: Enough for a slow machine; nothing below waits for time to pass.
 PATIENCE_S = 20.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from liborch.drive.link import AgentLink
-from liborch.drive.local import LocalShell
+from liborch.drive.link import AgentLink, FrameLink
+from liborch.drive.local import LocalShell, open_local_pipe
 from liborch.drive.shell_link import ShellLink
 from liborch.errors import TransferError
 from liborch.transfer.fetch import fetch
@@ -21,6 +22,8 @@ from liborch.transfer.send import clean, send
 from liborch.transfer.snapshot import take_snapshot
 from tests.agent import contract
 from tests.agent.contract import Client
+
+# ruff: noqa: ASYNC240 - small files of a test
 
 _TOOLS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
