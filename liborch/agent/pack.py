@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import zipfile
 from pathlib import Path
 
 #: What stays here: everything else in this folder is the agent.
@@ -46,6 +45,8 @@ sys.exit(main(sys.argv[1], sys.argv[2]))
 @functools.cache
 def packed() -> tuple[str, bytes]:
     """Return (hash, file). The same modules give the same bytes on every machine."""
+    import zipfile  # only a host that has no agent yet needs it
+
     here = Path(__file__).parent
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -2,7 +2,7 @@
 
 The command is one line that sh, bash, csh and fish read the same: no single quote, backslash, exclamation mark or newline
 inside. It prints a random marker and one word, `have` or `need`; everything before the marker is the login's
-noise. After `need` it reads the packed agent from stdin. Then the relay takes over with frames.
+noise. After `need` it reads the packed agent from stdin: its size on a line, then its bytes. Then the relay takes over with frames.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Pipe(Protocol):
         """Its exit status; None: not known."""
 
 
-def command(marker: str, size: int) -> str:
-    """Return the command line to run on the host. `size`: bytes of the packed agent."""
+def command(marker: str) -> str:
+    """Return the command line to run on the host."""
     code_hash = agent_hash()
     script = (
         f"h={code_hash}; b=${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra; d=$b/agent-$h; "
         f"command -v python3 >/dev/null 2>&1 || {{ echo {marker}nopython; exit 0; }}; "
         f"if [ -f $d/entry.py ]; then echo {marker}have; exec python3 -I -S $d/entry.py $h; fi; "
         f"mkdir -p $b || {{ echo {marker}nowrite; exit 0; }}; "
-        f"echo {marker}need; f=$b/.agent-$h.$$; "
-        f"head -c {size} >$f || {{ rm -f $f; echo {marker}nowrite; exit 0; }}; "
+        f"echo {marker}need; f=$b/.agent-$h.$$; read n; "
+        f"head -c $n >$f || {{ rm -f $f; echo {marker}nowrite; exit 0; }}; "
         f"exec python3 -I -S $f $d $h"
     )
     return f"exec /bin/sh -c '{script}'"
@@ -79,7 +79,8 @@ async def start(host: str, pipe: Pipe, marker: str) -> bytes:
         if word == "have":
             return rest
         if word == "need":
-            await pipe.write(packed()[1])
+            data = packed()[1]
+            await pipe.write(b"%d\n%b" % (len(data), data))
             return rest
         if word == "nopython":
             raise NoPython(host, "has no python3 on its PATH")
