@@ -84,9 +84,17 @@ def _detach(folder, error_file, keep):
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.dup2(errors, 2)
-    top = max(keep, null, errors) + 256
-    os.closerange(3, keep)
-    os.closerange(keep + 1, max(top, 1024))
+    # A client's channel left open here would never end for it.
+    try:
+        inherited = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        inherited = range(3, 4096)
+    for fd in inherited:
+        if fd > 2 and fd != keep:
+            try:
+                os.close(fd)
+            except OSError:
+                pass
     os.chdir("/")
 
 
@@ -124,7 +132,12 @@ def main(arguments):
                     path=os.path.join(folder, "talker.sock"),
                 )
             time.sleep(0.05)
-    environment = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
+    # As bytes, whatever this login's locale makes of them.
+    environment = {
+        name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+        for name, value in os.environb.items()
+        if os.fsdecode(name) not in _LEFT_OUT
+    }
     greeting = json.dumps({"env": environment, "hash": code_hash}).encode("ascii")
     line.sendmsg(
         [len(greeting).to_bytes(4, "big")],
