@@ -128,6 +128,8 @@ class _Walk:
                 continue
             count = 0
             prefix = inside + b"/" if inside else b""
+            ruled = self._rules.matter_in(inside)
+            ruled_by_git = git is not None and git.matter_in(inside[skip:])
             for item in entries:
                 name = item.name
                 if name in self._never:
@@ -165,10 +167,15 @@ class _Walk:
                     else:
                         self._leave(path, "neither file, folder nor link")
                     continue
-                if git is not None and (outside := git.decide(relative)) is not None and outside.ignored:
+                if (
+                    git is not None
+                    and ruled_by_git
+                    and (outside := git.decide(relative)) is not None
+                    and outside.ignored
+                ):
                     self._leave(path, str(outside.rule))
                     continue
-                verdict = self._rules.decide(path)
+                verdict = self._rules.decide(path) if ruled else None
                 if verdict is not None and verdict.ignored:
                     self._leave(path, str(verdict.rule))
                 elif path == self._hidden:

@@ -130,6 +130,11 @@ class Rules:
                 return verdict
         return None
 
+    def matter_in(self, folder: bytes) -> bool:
+        """Whether any rule counts for the entries of a folder: where none does, nobody need ask for each."""
+        hidden, files = self._inside(folder)
+        return hidden is not None or bool(files)
+
     def _inside(self, folder: bytes) -> _Inside:
         """What counts for the entries of a folder."""
         known = self._folders.get(folder)
