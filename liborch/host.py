@@ -20,7 +20,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
-from liborch.core.machine import Policy
+from liborch.core.things import Policy
 from liborch.drive.driver import Driver, Execution
 from liborch.drive.outputs import OnOutput
 from liborch.drive.results import Result
@@ -182,3 +182,4 @@ async def as_completed(executions: Iterable[Execution]) -> AsyncIterator[Result]
     finally:
         for task in waiting:
             task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)

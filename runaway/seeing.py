@@ -140,7 +140,7 @@ def narrate(messages: Messages, what: str, fields: dict[str, Any], *, sends: boo
         messages.stage(f"{fields['node']}: {fields['why']}; working through plain sh, slower and with less")
         for limit in fields["limits"]:
             messages.detail(f"{fields['node']}: {limit}")
-    elif what == "trouble":
+    elif what in ("trouble", "stalled"):
         messages.error(str(fields["why"]))
     elif what == "retry":
         messages.stage(f"attempt {fields['attempt']} ended ({fields['reason']}); another one follows")

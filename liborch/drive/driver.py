@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,11 @@ import msgspec
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.core.machine import Orchestration, Policy
+from liborch.core.machine import Orchestration
 from liborch.core.tables import AT_NODE
+from liborch.core.things import Policy
 from liborch.drive.follow import follow
-from liborch.drive.link import AgentEvent
+from liborch.drive.link import AgentEvent, AgentLink
 from liborch.drive.orders import order_of, remote_folder, spec_to_json
 from liborch.drive.outputs import OnOutput, Sink
 from liborch.drive.results import Result, record_of, result_of
@@ -47,12 +48,22 @@ from liborch.ssh import Pool
 if TYPE_CHECKING:
     from liborch.transfer.send import Progress
 
-#: Output up to so many bytes per stream is put into a Result.
-RESULT_BYTES = 64 << 20
+#: So many bytes of each output are put into a Result; all of it is in a file.
+RESULT_BYTES = 16 << 20
+#: Output up to so many bytes is kept in the journal's record as well.
+RECORD_BYTES = 8 << 10
+#: The most that the specification of one execution may take, in bytes: far above what a program can be started with.
+MOST_SPEC_BYTES = 3 << 20
 #: Tries of a transfer that fails while its link is up.
 TRANSFER_TRIES = 3
 #: Leaving waits so long for what was sent for nothing to be taken away again, in seconds.
 TIDY_S = 10.0
+#: And so long for a journal that takes nothing.
+LAST_ROUND_S = 5.0
+#: After a verdict, output that is still under way is waited for so long without a link.
+LAST_OUTPUT_S = 10.0
+#: How often a disk of this machine that was full is tried again.
+DISK_S = 1.0
 
 #: An acknowledgement is sent after so many events, or so many seconds, or when nothing is left to do.
 ACK_EVENTS = 500
@@ -100,6 +111,7 @@ class Execution:
         "spec",
         "state",
         "terminal",
+        "verdict",
     )
 
     def __init__(self, driver: Driver, x: str, host: str, spec: ExecutionSpec, lease: str = "") -> None:
@@ -112,7 +124,9 @@ class Execution:
         self.state = "waiting"
         self.node = ""
         self.attempt = 1
+        #: Set when all of it is here and on record; before that it is `verdict`.
         self.result: Result | None = None
+        self.verdict: Result | None = None
         self.sink: Sink | None = None
         self.following: asyncio.Task[None] | None = None
         #: The stream to its pseudo-terminal, while there is one.
@@ -196,8 +210,12 @@ class Driver:
         self.detached = False
         #: What made it impossible to go on.
         self.fatal: BaseException | None = None
-        #: {(execution, node): its folder there}
-        self._folders: dict[tuple[str, str], str] = {}
+        #: {execution: {node: its folder there}}
+        self._folders: dict[str, dict[str, str]] = {}
+        #: {execution: why it could not be brought to its node}
+        self._errors: dict[str, OrchestraError] = {}
+        #: Over for the core; the last of their output is on its way.
+        self._finishing: dict[str, Execution] = {}
         self._writer = writer
         self._pool = pool
         self._state_folder = state_folder
@@ -242,25 +260,45 @@ class Driver:
         on_output: OnOutput | None = None,
         keep_output: bool = True,
     ) -> Execution:
-        """Take in an execution. It is on record before anything of it starts."""
+        """Take in an execution. It is on record before anything of it starts.
+
+        Raises:
+            SpecError: Its arguments and variables are too much for any program.
+            OrchestraError: The driver has ended, for this reason.
+        """
+        text = self._text_of(spec)
         execution = Execution(self, x, host, spec, lease)
         if spec.live or spec.tty:
             execution.sink = Sink(self._state_folder / "outputs" / x, on_output, keep=keep_output)
         self.executions[x] = execution
         self._count += 1
-        self._new.append(NewExecution(x, self._count, spec.label, host, spec_to_json(spec)))
+        self._new.append(NewExecution(x, self._count, spec.label, host, text))
         self.post(submitted(x, spec, batch, lease))
         return execution
+
+    def _text_of(self, spec: ExecutionSpec) -> str:
+        if self.fatal is not None:
+            raise _as_ours(self.fatal)
+        if self._closing:
+            raise SpecError("the host was closed: nothing can be given to it any more")
+        text = spec_to_json(spec)
+        if len(text) > MOST_SPEC_BYTES:
+            raise SpecError(
+                f"the arguments and variables of {spec.argv[0][:60] if spec.argv else 'the procedure'!r} take "
+                f"{len(text) >> 10} KiB, more than a program can be started with: send them as a file"
+            )
+        return text
 
     async def hold(self, x: str, spec: ExecutionSpec, host: str) -> str:
         """Ask for room; returns the node's name when it is held.
 
         Cancelled: the room is given back, also when the grant came in the same tick. Raises what `Execution.wait` raises.
         """
+        text = self._text_of(spec)
         execution = Execution(self, x, host, spec)
         self.executions[x] = execution
         self._count += 1
-        self._new.append(NewExecution(x, self._count, spec.label or "slot", host, spec_to_json(spec)))
+        self._new.append(NewExecution(x, self._count, spec.label or "slot", host, text))
         grant: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._grants[x] = grant
         self.post(submitted(x, spec, "", "", is_slot=True))
@@ -277,8 +315,8 @@ class Driver:
         self.post(ev.SlotAbandoned(x))
 
     async def wait_idle(self) -> None:
-        """Return when nothing is left to do."""
-        while self.executions:
+        """Return when nothing is left to do, or nothing can be done."""
+        while (self.executions or self._finishing) and self.fatal is None:
             self._idle.clear()
             await self._idle.wait()
 
@@ -344,31 +382,52 @@ class Driver:
         self.post(ev.Restarted())
 
     async def close(self, *, cancel: bool = False, timeout_s: float = 20.0) -> None:
-        """Stop driving; what runs goes on, unless `cancel`: then everything is ended first, as far as `timeout_s` allows."""
-        if cancel and self.fatal is None:
-            for x in list(self.executions):
-                self.post(ev.CancelAsked(x))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self.wait_idle()
-        if self._tidying:
-            await asyncio.wait(self._tidying, timeout=TIDY_S)
+        """Stop driving; what runs goes on, unless `cancel`: then everything is ended first, as far as `timeout_s` allows.
+
+        Whoever still awaits an execution then is told that the host was closed. Cancelling makes it shorter, not incomplete.
+        """
+        try:
+            if cancel:
+                for x in list(self.executions):
+                    self.post(ev.CancelAsked(x))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_s):
+                        await self.wait_idle()
+            if self._tidying:
+                await asyncio.wait(self._tidying, timeout=TIDY_S)
+        finally:
+            await unbroken(self._shut())
+
+    async def _shut(self) -> None:
         self._closing = True
         self._wake.set()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self._pump_task
-        for task in list(self._tasks):
+        await asyncio.wait([self._pump_task], timeout=LAST_ROUND_S)
+        self._pump_task.cancel()
+        await asyncio.gather(self._pump_task, return_exceptions=True)
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for target in self.targets.values():
             if target.link is not None:
                 if target.acked > target.told:
                     target.link.tell("ack", n=target.acked)
                 link, target.link = target.link, None
                 await link.close()
-        for execution in self.executions.values():
+        left = WorldError("the host was closed before this was over")
+        for execution in (*self.executions.values(), *self._finishing.values()):
             if execution.sink is not None:
                 execution.sink.close()
+            if execution._future is not None:
+                self._settle(execution, left)
+        for grant in self._grants.values():
+            if not grant.done():
+                grant.set_exception(left)
+
+    def journal_stalled(self, error: StorageError | None) -> None:
+        """The journal's disk refuses (None: no longer). Nothing new starts meanwhile; what runs goes on, and is kept by its node."""
+        why = f"{error}; what runs goes on, nothing new starts until there is room" if error else ""
+        self._tell("stalled" if error else "recovered", "", why=why)
 
     # ------------------------------------------------------------------ the pump
 
@@ -441,6 +500,9 @@ class Driver:
             execution = self.executions.get(x)
             if execution is not None:
                 self._settle(execution, error)
+            grant = self._grants.get(x)
+            if grant is not None and not grant.done():
+                grant.set_exception(error)
 
     def _acknowledge(self, target: Target, now: float) -> None:
         """Tell the agent what is on record; many at a time, since each is a line on its log."""
@@ -525,7 +587,7 @@ class Driver:
         )
         if execution is not None:
             execution.state = result.state
-            execution.result = result
+            execution.verdict = result
         ended = (
             (result.started_at + (result.duration_s or 0.0)) if result.started_at is not None else time.time()
         )
@@ -572,7 +634,10 @@ class Driver:
                     staging = self._by_execution.pop(action.x, None)
                     if staging is not None:
                         staging.cancel()
-                    tidying = self._spawn(self._unstage(execution, self.targets[action.node]))
+                    folder = self._folders.get(action.x, {}).get(action.node)
+                    tidying = self._spawn(
+                        self._unstage(execution, self.targets[action.node], folder, staging)
+                    )
                     self._tidying.add(tidying)
                     tidying.add_done_callback(self._tidying.discard)
             elif isinstance(action, act.Grant):
@@ -580,6 +645,7 @@ class Driver:
                 if grant is not None and not grant.done():
                     grant.set_result(action.node)
             elif isinstance(action, act.Retry):
+                self._begin_again(action.x)
                 self._tell("retry", action.x, attempt=action.attempt, reason=action.reason)
         for node, group in hands.items():
             self._hand(self.targets[node], group)
@@ -587,6 +653,16 @@ class Driver:
             link = self.targets[node].link
             if link is not None:
                 link.tell(kind, ids=ids)
+
+    def _begin_again(self, x: str) -> None:
+        """What an attempt wrote is not mixed with what the next one writes."""
+        execution = self.executions.get(x)
+        if execution is None or execution.sink is None:
+            return
+        if execution.following is not None:
+            execution.following.cancel()
+            execution.following = None
+        execution.sink.restart()
 
     def _hand(self, target: Target, hands: list[act.Hand]) -> None:
         link = target.link
@@ -629,7 +705,7 @@ class Driver:
 
     def _folder(self, execution: Execution) -> str:
         """The execution's remote folder, as its host expanded it."""
-        folder = self._folders.get((execution.id, execution.node))
+        folder = self._folders.get(execution.id, {}).get(execution.node)
         if folder is None:
             raise InvariantError(f"{execution!r} is handed over before its folder is known")
         return folder
@@ -647,18 +723,24 @@ class Driver:
         execution = self.executions.pop(action.x, None)
         if execution is None:
             return
-        self._folders.pop((execution.id, execution.node), None)
-        self._spawn_end(execution, action)
+        self._folders.pop(action.x, None)
+        self._end(execution, action)
         self._tell("finished", action.x, state=action.state, reason=action.reason, why=action.why)
-        if not self.executions:
+        self._look_idle()
+
+    def _look_idle(self) -> None:
+        if not self.executions and not self._finishing:
             self._idle.set()
 
-    def _spawn_end(self, execution: Execution, action: act.Finish) -> None:
+    def _end(self, execution: Execution, action: act.Finish) -> None:
+        error = self._errors.pop(action.x, None)
+        if action.reason in ("refused", "staging") and error is None:
+            error = self._error_for(action)
         grant = self._grants.get(execution.id)
-        error = self._error_for(action) if action.reason in ("refused", "staging") else None
         if grant is not None and not grant.done():
             grant.set_exception(error or WorldError(action.why or f"the slot request ended: {action.reason}"))
         if execution.sink is not None and error is None:
+            self._finishing[execution.id] = execution
             self._spawn(self._finish_followed(execution))
             return
         if execution.sink is not None:
@@ -667,55 +749,59 @@ class Driver:
 
     async def _finish_followed(self, execution: Execution) -> None:
         """The verdict is here; the last of the output may still be on its way."""
-        assert execution.sink is not None
+        sink, verdict = execution.sink, execution.verdict
+        assert sink is not None and verdict is not None
         if execution.following is not None:
-            await asyncio.wait([execution.following], timeout=10.0)
+            await asyncio.wait([execution.following], timeout=LAST_OUTPUT_S)
             execution.following.cancel()
-        result = execution.result
-        sink = execution.sink
-        if result is not None and sink.offsets["out"] < len(result.stdout):
-            sink.write("out", 0, result.stdout)
-        if result is not None and sink.offsets["err"] < len(result.stderr):
-            sink.write("err", 0, result.stderr)
-        if (
-            result is not None
-            and len(result.stdout) == result.stdout_bytes
-            and len(result.stderr) == result.stderr_bytes
-            and not execution.spec.tty
-        ):
+            await asyncio.wait([execution.following])
+        try:
+            sink.write("out", 0, verdict.stdout)
+            sink.write("err", 0, verdict.stderr)
+        except StorageError as error:
+            self._tell("trouble", execution.id, why=str(error))
+        whole = len(verdict.stdout) == verdict.stdout_bytes and len(verdict.stderr) == verdict.stderr_bytes
+        if whole and not execution.spec.tty:
             sink.discard()
+        elif sink.keep and not execution.spec.tty:
+            out, err = await asyncio.to_thread(
+                lambda: (sink.read("out", RESULT_BYTES), sink.read("err", RESULT_BYTES))
+            )
+            execution.verdict = msgspec.structs.replace(verdict, stdout=out, stderr=err)
         sink.close()
+        self._finishing.pop(execution.id, None)
         self._settle(execution, None)
+        self._look_idle()
 
     def _settle(self, execution: Execution, error: OrchestraError | None) -> None:
+        """Tell whoever awaits it."""
+        if error is None:
+            execution.result = execution.verdict
         future = execution._get_future() if error is not None else execution._future
         if future is None or future.done():
             return
         if error is not None:
             future.set_exception(error)
+            # Not everybody awaits.
             future.exception()
         elif execution.result is not None:
             future.set_result(execution.result)
 
     def _error_for(self, action: act.Finish) -> OrchestraError:
-        for target in self.targets.values():
-            if target.error is not None:
-                return target.error
+        """What a refusal is to whoever asked: no node can be used, for this reason; or no node would ever do it."""
+        errors = [target.error for target in self.targets.values() if target.error is not None]
+        if errors and len(errors) == len(self.targets):
+            return errors[0]
         return SpecError(action.why)
 
     def _fail_everybody(self, error: BaseException) -> None:
-        for execution in self.executions.values():
-            future = execution._get_future()
-            if not future.done():
-                future.set_exception(
-                    error
-                    if isinstance(error, OrchestraError)
-                    else InvariantError(f"the driver ended: {error!r}")
-                )
-                future.exception()
+        """Nothing can go on: whoever waits for something hears of it."""
+        ours = _as_ours(error)
+        for execution in (*self.executions.values(), *self._finishing.values()):
+            self._settle(execution, ours)
         for grant in self._grants.values():
             if not grant.done():
-                grant.set_exception(InvariantError(f"the driver ended: {error!r}"))
+                grant.set_exception(ours)
         self._idle.set()
 
     def _tell(self, what: str, x: str, **fields: Any) -> None:
@@ -754,18 +840,20 @@ class Driver:
         self._tell("connecting", "", node=target.name, attempt=attempt)
         try:
             link = await target.open(self._pool)
-        except (HostUnreachable, AgentError, StorageError) as error:
+        except (OrchestraError, OSError) as failure:
+            error = failure
+            if isinstance(error, OSError):
+                # No descriptors or processes left here, for now.
+                error = AgentError(target.name, f"cannot be connected to from here: {error}", retriable=True)
             target.error = error
             self._tell("unreachable", "", node=target.name, why=str(error))
-            if error.retriable and isinstance(error, HostUnreachable | AgentError):
+            # What went wrong on a node that worked before may pass: its disk was full, it was just starting.
+            passing = isinstance(error, AgentError | StorageError) and bool(target.state_id)
+            again = isinstance(error, HostUnreachable | AgentError) and error.retriable
+            if again or passing:
                 self.post(ev.LinkLost(target.name, str(error)))
             else:
                 self.post(ev.LinkRefused(target.name, str(error)))
-            return
-        except OrchestraError as error:
-            target.error = error
-            self._tell("unreachable", "", node=target.name, why=str(error))
-            self.post(ev.LinkRefused(target.name, str(error)))
             return
         target.error = None
         target.link = link
@@ -823,18 +911,17 @@ class Driver:
             if n <= target.received:
                 continue
             target.received = n
-            if kind == "ended":
+            if x in self.executions and kind in ("ended", "started", "held"):
                 self._details[x] = detail
+            if kind == "ended":
                 left = bool(detail.get("files"))
                 inbox.append(ev.Ended(x, attempt, detail["reason"], detail.get("code"), left))
                 if "outcome" in detail:
                     self._read_outcome(detail)
             elif kind == "started":
-                self._details[x] = detail
                 inbox.append(ev.Started(x, attempt))
                 self._tell("started", x, node=target.name, slot=detail.get("slot"))
             elif kind == "held":
-                self._details[x] = detail
                 inbox.append(ev.Started(x, attempt))
             elif kind == "unheld":
                 inbox.append(ev.Ended(x, attempt, "exit", 0))
@@ -864,15 +951,15 @@ class Driver:
 
     # ------------------------------------------------------------------ files and output
 
-    async def _resolve(self, execution: Execution, target: Target) -> str:
+    async def _resolve(self, execution: Execution, target: Target, link: AgentLink) -> str:
         """Have the host expand the remote folder; remembered."""
-        key = (execution.id, target.name)
-        known = self._folders.get(key)
+        folders = self._folders.setdefault(execution.id, {})
+        known = folders.get(target.name)
         if known is None:
             transfer = execution.spec.transfer
-            assert transfer is not None and target.link is not None
-            reply = await target.link.ask("expand", texts=[remote_folder(transfer, target.directory)])
-            known = self._folders[key] = str(reply["texts"][0])
+            assert transfer is not None
+            reply = await link.ask("expand", texts=[remote_folder(transfer, target.directory)])
+            known = folders[target.name] = str(reply["texts"][0])
         return known
 
     async def _stage(self, x: str, target: Target) -> None:
@@ -883,7 +970,7 @@ class Driver:
         try:
             snapshot = await self.snapshots.of(transfer)
         except OrchestraError as error:
-            self.post(ev.StageFailed(x, str(error)))
+            self._stage_failed(x, target, error)
             return
         lock = self._locks.setdefault((target.name, snapshot.id), asyncio.Lock())
         for attempt in range(1, TRANSFER_TRIES + 1):
@@ -892,7 +979,7 @@ class Driver:
                 return  # Asked again when it is back.
             stream = None
             try:
-                folder = await self._resolve(execution, target)
+                folder = await self._resolve(execution, target, link)
                 async with lock:
                     stream = link.open_stream("transfer")
                     report = await stage(
@@ -908,8 +995,7 @@ class Driver:
                 if target.link is not link or target.link is None:
                     return
                 if not error.retriable or attempt == TRANSFER_TRIES or isinstance(error, StorageError):
-                    target.error = error if not isinstance(error, AgentError) else target.error
-                    self.post(ev.StageFailed(x, str(error)))
+                    self._stage_failed(x, target, error)
                     return
                 await asyncio.sleep(0.2 * attempt)
             else:
@@ -927,16 +1013,29 @@ class Driver:
                 if stream is not None:
                     await stream.close()
 
-    async def _unstage(self, execution: Execution, target: Target) -> None:
+    def _stage_failed(self, x: str, target: Target, error: OrchestraError) -> None:
+        self._errors[x] = error
+        self.post(ev.StageFailed(x, str(error), target.name))
+
+    async def _unstage(
+        self,
+        execution: Execution,
+        target: Target,
+        folder: str | None,
+        staging: asyncio.Task[None] | None,
+    ) -> None:
         """Best effort: what was sent for nothing is taken away again, if the node can be reached."""
-        folder = self._folders.get((execution.id, target.name))
-        transfer = execution.spec.transfer
-        if folder is None or target.link is None or transfer is None:
+        if staging is not None:
+            await asyncio.wait([staging])
+        link, transfer = target.link, execution.spec.transfer
+        if folder is None or link is None or transfer is None:
             return
-        stream = target.link.open_stream("transfer")
-        with contextlib.suppress(OrchestraError):
-            await tidy(stream, transfer, folder, target.directory, target.name)
-        await stream.close()
+        stream = link.open_stream("transfer")
+        try:
+            with contextlib.suppress(OrchestraError):
+                await tidy(stream, transfer, folder, target.directory, target.name)
+        finally:
+            await stream.close()
 
     async def _collect(self, x: str, target: Target) -> None:
         """Bring home what an ended execution left: its output, then its results; then tidy up."""
@@ -953,7 +1052,7 @@ class Driver:
                 if detail.get("files"):
                     await self._fetch_output(execution, target, detail)
                 if execution.spec.transfer is not None:
-                    why = await self._fetch_results(execution, target, detail)
+                    await self._fetch_results(execution, target, link, detail)
             except (TransferError, AgentError) as error:
                 if target.link is not link or target.link is None:
                     return
@@ -984,18 +1083,18 @@ class Driver:
         if not execution.spec.tty and any(sink.offsets[name] < sizes[name] for name in sizes):
             raise TransferError(f"{execution.id}: its output did not come whole", retriable=True)
         for name in ("out", "err"):
-            if sizes[name] <= RESULT_BYTES and sink.keep:
-                text = await asyncio.to_thread(sink.read, name, sizes[name])
-                if len(text) <= (8 << 10):
-                    detail[name] = text.decode("latin-1")
+            if sizes[name] <= RECORD_BYTES and sink.keep:
+                detail[name] = sink.read(name, sizes[name]).decode("latin-1")
         detail["kept"] = sink.keep
 
-    async def _fetch_results(self, execution: Execution, target: Target, detail: dict[str, Any]) -> str:
+    async def _fetch_results(
+        self, execution: Execution, target: Target, link: AgentLink, detail: dict[str, Any]
+    ) -> None:
         transfer = execution.spec.transfer
-        assert transfer is not None and target.link is not None
-        folder = await self._resolve(execution, target)
+        assert transfer is not None
+        folder = await self._resolve(execution, target, link)
         if transfer.fetch and "output_folder" not in detail:
-            stream = target.link.open_stream("transfer")
+            stream = link.open_stream("transfer")
             try:
                 values = values_after(detail, folder, target.name)
                 where, report = await collect(
@@ -1022,13 +1121,12 @@ class Driver:
             )
             await self._note(execution, detail)
         if transfer.leave != "everything":
-            stream = target.link.open_stream("transfer")
+            stream = link.open_stream("transfer")
             try:
                 await tidy(stream, transfer, folder, target.directory, target.name)
             finally:
                 await stream.close()
             self._tell("tidied", execution.id, node=target.name)
-        return ""
 
     async def _note(self, execution: Execution, detail: dict[str, Any]) -> None:
         """Results are here, and what is on the node goes next: on record first, so that nobody fetches from there again."""
@@ -1038,12 +1136,15 @@ class Driver:
     async def _follow(self, execution: Execution, detail: dict[str, Any] | None = None) -> None:
         """Bring output home as it is written, over as many links as it takes."""
         assert execution.sink is not None
+        told = False
         while True:
             target = self.targets[execution.node]
             await self._wait_link(target)
             link = target.link
             if link is None:
                 continue
+            if execution.verdict is not None and detail is None:
+                return  # It was over before there was a link again: what is missing came with the verdict.
             ended = detail or self._details.get(execution.id)
             if ended is not None and "reason" in ended and not ended.get("files"):
                 return  # The verdict itself carries what is still missing.
@@ -1053,7 +1154,16 @@ class Driver:
             try:
                 if await follow(link, execution, final):
                     return
-            except (TransferError, AgentError):
+            except StorageError as error:
+                # The node keeps it until there is room here.
+                if not told:
+                    self._tell("trouble", execution.id, why=f"{error}; goes on when there is room")
+                told = True
+                await asyncio.sleep(DISK_S)
+            except (TransferError, AgentError) as error:
+                if not error.retriable:
+                    self._tell("trouble", execution.id, why=str(error))
+                    return
                 await asyncio.sleep(0.05)
 
 
@@ -1076,3 +1186,29 @@ def submitted(x: str, spec: ExecutionSpec, batch: str, lease: str, *, is_slot: b
         lease=lease,
         is_slot=is_slot,
     )
+
+
+def _as_ours(error: BaseException) -> OrchestraError:
+    if isinstance(error, OrchestraError):
+        return error
+    ours = InvariantError(f"the driver ended: {error!r}")
+    ours.__cause__ = error
+    return ours
+
+
+async def unbroken(work: Coroutine[Any, Any, None]) -> None:
+    """See a bounded clean-up through to its end, however often the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:
+            break
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    await task

@@ -6,7 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from liborch.drive.link import AgentLink
+from liborch.drive.outputs import Sink
 from liborch.errors import TransferError
+
+#: How long a piece of output may take to be written when nobody waits for it any more, in seconds.
+STUCK_S = 1.0
 
 if TYPE_CHECKING:
     from liborch.drive.driver import Execution
@@ -38,7 +42,7 @@ async def follow(link: AgentLink, execution: Execution, final: dict[str, int] | 
             if head["t"] == "data":
                 if len(body) > 65536:
                     # Large pieces are written in a thread, so that a slow disk or reader holds up nobody else.
-                    await asyncio.to_thread(sink.write, str(head["s"]), int(head["at"]), body)
+                    await _in_thread(sink, str(head["s"]), int(head["at"]), body)
                 else:
                     sink.write(str(head["s"]), int(head["at"]), body)
             elif head["t"] == "end":
@@ -48,3 +52,13 @@ async def follow(link: AgentLink, execution: Execution, final: dict[str, int] | 
     finally:
         execution.terminal = None
         await stream.close()
+
+
+async def _in_thread(sink: Sink, name: str, at: int, body: bytes) -> None:
+    """Cancelled: the piece is written all the same, unless its reader takes nothing: then it is left behind."""
+    writing = asyncio.ensure_future(asyncio.to_thread(sink.write, name, at, body))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing], timeout=STUCK_S)
+        raise

@@ -22,8 +22,10 @@ frames: Any = _untyped
 
 #: Versions of the conversation on stream 0 that this client speaks.
 PROTOCOLS = (1,)
-#: How long the agent may take to greet and to attach, in seconds.
+#: How long the agent may take to greet and to answer a question, in seconds.
 GREETING_S = 30.0
+#: Orders in one message, at most.
+ORDERS = 250
 #: Bytes waiting to be written above which streams wait.
 HIGH_WATER = 4 << 20
 
@@ -148,8 +150,11 @@ class FrameLink:
                     break
         except OSError as error:
             why = str(error)
-        except frames.FrameError as error:
+        except (frames.FrameError, TransferError) as error:
             why = f"the agent broke the protocol: {error}"
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            # Fields that are missing, or are something else: whatever is at the other end, it is no agent of ours.
+            why = f"the agent broke the protocol: {error!r}"
         finally:
             await self._lose(why)
 
@@ -278,8 +283,21 @@ class FrameLink:
 
     def order(self, common: dict[str, Any], orders: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
         """See AgentLink."""
-        for at in range(0, len(orders), 250):
-            self._post(frames.encode(0, {"t": "order", "common": common, "orders": orders[at : at + 250]}))
+        for at in range(0, len(orders), ORDERS):
+            self._post_orders(common, orders[at : at + ORDERS])
+
+    def _post_orders(
+        self, common: dict[str, Any], orders: Sequence[tuple[str, int, dict[str, Any]]]
+    ) -> None:
+        try:
+            self._post(frames.encode(0, {"t": "order", "common": common, "orders": orders}))
+        except frames.FrameError:
+            # Long arguments: in halves, then. One alone always fits, see `Driver.submit`.
+            middle = len(orders) // 2
+            if not middle:
+                raise
+            self._post_orders(common, orders[:middle])
+            self._post_orders(common, orders[middle:])
 
     def tell(self, kind: str, **fields: Any) -> None:
         """See AgentLink."""
@@ -293,7 +311,12 @@ class FrameLink:
         replies = {"retire": "retiring", "ping": "pong", "expand": "expanded"}
         self._replies.setdefault(replies.get(kind, kind), deque()).append(future)
         self._post(frames.encode(0, {"t": kind, **fields}))
-        return await future
+        try:
+            async with asyncio.timeout(GREETING_S):
+                return await future
+        except TimeoutError:
+            await self._lose(f"the agent gave no answer to {kind!r} in {GREETING_S:.0f} s")
+            raise AgentError(self.host, self._lost or "", retriable=True) from None
 
     def open_stream(self, kind: str, **fields: Any) -> FrameStream:
         """See AgentLink."""
@@ -329,6 +352,12 @@ class FrameLink:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._lose("it was closed")
+
+    async def wait_closed(self) -> None:
+        """Return when the process at this end of the pipe is gone, too; bounded. After `close`, where the loop ends next."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._pipe.wait()
 
 
 __all__ = ["AgentEvent", "AgentLink", "FrameLink", "TransferError"]

@@ -60,9 +60,15 @@ class Sink:
                 view = view[os.write(self._files[name], view) :]
         except OSError as error:
             # Cut back to a whole piece, so that the rest can follow when there is room again.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._files[name], self.offsets[name])
+            if name in self._files:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._files[name], self.offsets[name])
             raise StorageError("this machine", str(path), error.errno or 0, "keeping output") from error
+
+    def restart(self) -> None:
+        """Begin again from the first byte: another attempt writes other output."""
+        self.discard()
+        self.offsets = {"out": 0, "err": 0}
 
     def close(self) -> None:
         """Close the files."""

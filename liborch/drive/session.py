@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from liborch.core.machine import Policy
+from liborch.core.things import Policy
 from liborch.drive.control import Control
-from liborch.drive.driver import Driver
+from liborch.drive.driver import Driver, unbroken
 from liborch.drive.transfers import Snapshots
+from liborch.errors import StorageError
 from liborch.journal import DriverLock, Journal, Writer
 from liborch.places import Places
 from liborch.specs import HostProfile
@@ -48,7 +49,13 @@ async def driving(
     writer = None
     pool = None
     try:
-        writer = Writer(Journal.open(folders.journal))
+        told: list[Driver] = []
+
+        def stalled(error: StorageError | None = None) -> None:
+            for each in told:
+                each.journal_stalled(error)
+
+        writer = Writer(Journal.open(folders.journal), on_stall=stalled, on_recover=stalled)
         if take_over:
             await writer.run(lambda journal: journal.take_over(orchestration))
         else:
@@ -64,21 +71,36 @@ async def driving(
             snapshots=snapshots or Snapshots(folders.cache),
             **options,
         )
+        told.append(driver)
         control = Control(driver, folders.state)
         try:
             await control.start()
             yield driver
         finally:
-            await driver.close(cancel=not driver.detached)
-            await control.close()
-            left = driver.executions or driver.fatal is not None
-            await writer.run(lambda journal: journal.end(orchestration, "left" if left else "ended"))
+            try:
+                await driver.close(cancel=not driver.detached)
+            finally:
+                await unbroken(_end(orchestration, driver, control, writer))
     finally:
-        if pool is not None:
-            await pool.close()
-        if writer is not None:
-            await writer.close()
-        lock.release()
+        try:
+            await unbroken(_let_go(pool, writer))
+        finally:
+            lock.release()
+
+
+async def _end(orchestration: str, driver: Driver, control: Control, writer: Writer) -> None:
+    await control.close()
+    left = driver.executions or driver.fatal is not None
+    if writer.stalled is None:
+        # Where nothing can be written, whoever takes over finds it as after a kill.
+        await writer.run(lambda journal: journal.end(orchestration, "left" if left else "ended"))
+
+
+async def _let_go(pool: Pool | None, writer: Writer | None) -> None:
+    if pool is not None:
+        await pool.close()
+    if writer is not None:
+        await writer.close()
 
 
 def details_of(profile: HostProfile, folders: Places, **more: Any) -> str:
