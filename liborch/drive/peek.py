@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from liborch.drive.link import AgentLink
+from liborch.drive.link import AgentLink, FrameLink
 from liborch.drive.orders import remote_folder
 from liborch.drive.outputs import OnOutput
 from liborch.drive.targets import Target
@@ -46,6 +46,8 @@ async def linked(target: Target, folders: Places, *, accept_new: bool = False) -
             yield link
         finally:
             await link.close()
+            if isinstance(link, FrameLink):
+                await link.wait_closed()
     finally:
         await pool.close()
 
