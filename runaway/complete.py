@@ -28,7 +28,7 @@ _OPERANDS = {
     "completion": ("shell",),
 }
 SHELLS = ("bash", "zsh", "fish")
-#: Ids offered, the newest ones.
+#: Ids offered: the newest ones, or, once something is typed, the first that begin so.
 MOST_IDS = 50
 
 
@@ -46,10 +46,10 @@ def candidates(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) ->
     kinds = _OPERANDS.get(command, ())
     at = sum(1 for word in before[1:] if not word.startswith("-"))
     kind = kinds[min(at, len(kinds) - 1)] if kinds and (at < len(kinds) or kinds[-1].endswith("*")) else ""
-    return [word for word in _words(kind.rstrip("*")) if word.startswith(typed)]
+    return [word for word in _words(kind.rstrip("*"), typed) if word.startswith(typed)]
 
 
-def _words(kind: str) -> list[str]:
+def _words(kind: str, typed: str) -> list[str]:
     if kind == "hosts":
         return ["list", "check", "show"]
     if kind == "shell":
@@ -58,7 +58,7 @@ def _words(kind: str) -> list[str]:
     if "host" in kind:
         found += _hosts()
     if "id" in kind or kind == "live":
-        found += _ids(live=kind == "live")
+        found += _ids(typed, live=kind == "live")
     return found
 
 
@@ -71,13 +71,16 @@ def _hosts() -> list[str]:
     return known_hosts_names(folders.profiles, ssh_config_of(folders))
 
 
-def _ids(*, live: bool) -> list[str]:
+def _ids(typed: str, *, live: bool) -> list[str]:
     from liborch.errors import OrchestraError
     from liborch.journal import Journal
     from liborch.places import places
 
     try:
         with Journal.open(places(dict(os.environ)).journal, readonly=True) as journal:
+            if typed and not live and not "last".startswith(typed):
+                # Whatever its age: who begins to type an id has seen it somewhere.
+                return journal.find(typed, MOST_IDS)
             rows = journal.executions(limit=MOST_IDS, live=live)
     except OrchestraError:
         return []  # A key press is no place for a message.
