@@ -10,34 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import hashlib
-import re
 import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from liborch.drive.bootstrap import Pipe
 from liborch.drive.link import GREETING_S, AgentEvent
+from liborch.drive.shell import MAX_LINE, Shell, ShellPipe, command, fallback_script, session_command
+from liborch.drive.shell_orders import VARIABLE, checked, head_of, normal, script_of
+from liborch.drive.shell_output import ShellOutput
 from liborch.drive.shell_transfer import ShellTransfer
-from liborch.errors import AgentError, HostUnreachable, TransferError
-from liborch.profiles.procedures import quote
-from liborch.ssh import Pool
+from liborch.errors import AgentError, HostUnreachable
 from liborch.transfer.stream import Stream
 
-#: What a login may print before we speak, and the longest line of the fallback, in bytes.
-MAX_LINE = 64 << 10
 #: Output that travels with a verdict is remembered for who follows it, for so many executions.
 _REMEMBERED = 200
 #: The most bytes of output, or of a procedure's note, that one line announces.
 _MAX_BODY = 8 << 20
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 #: What cannot be had without python3, for people.
 LIMITS = (
@@ -48,61 +38,6 @@ LIMITS = (
     "a process that cleared its environment and left its process group is not found when its execution is cancelled",
     "code is stored once per snapshot, not per file, and a large result that was interrupted is fetched anew",
 )
-
-
-class ShellPipe(Pipe, Protocol):
-    """A pipe whose input can be ended; `liborch.ssh.Channel` is one."""
-
-    def write_eof(self) -> None:
-        """End the command's input."""
-
-
-class Shell(Protocol):
-    """Runs command lines on a node."""
-
-    async def open(self, command: str) -> ShellPipe:
-        """Start a command in the person's login shell. Raises as `Pool.open_channel`."""
-
-
-class PoolShell:
-    """A Shell over SSH."""
-
-    def __init__(self, pool: Pool, ssh: str) -> None:
-        self._pool = pool
-        self._ssh = ssh
-
-    async def open(self, command: str) -> ShellPipe:
-        """See Shell."""
-        return await self._pool.open_channel(self._ssh, command)
-
-
-@functools.cache
-def fallback_script() -> tuple[str, bytes]:
-    """Return (hash, text) of the program for nodes without python3."""
-    data = (Path(__file__).parent.parent / "agent" / "fallback.sh").read_bytes()
-    return hashlib.sha256(data).hexdigest()[:16], data
-
-
-def command(arguments: str) -> str:
-    """Return the command line that runs a verb of the fallback that is on the node already. Any login shell reads it the same."""
-    file = f"${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra/fallback-{fallback_script()[0]}.sh"
-    return f"exec /bin/sh -c 'exec sh \"{file}\" {arguments}'"
-
-
-def session_command(marker: str) -> str:
-    """Return the command line that brings the fallback to the node, where it is missing, and starts a session."""
-    name = f"fallback-{fallback_script()[0]}.sh"
-    script = (
-        f'd="${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra"; f="$d/{name}"; '
-        # What was brought for a python3 that then did not work.
-        f'rm -f "$d"/.agent-*.*; '
-        f'if [ -f "$f" ]; then echo {marker}have; else mkdir -p "$d" || {{ echo {marker}nowrite; exit 0; }}; '
-        f"echo {marker}need; "
-        # Not cat, head or dd: only read leaves alone what follows.
-        f'while IFS= read -r l; do [ "$l" = {marker} ] && break; printf %s "$l"; echo; done >"$f.$$" && '
-        f'mv "$f.$$" "$f" || {{ echo {marker}nowrite; exit 0; }}; fi; exec sh "$f" session'
-    )
-    return f"exec /bin/sh -c '{script}'"
 
 
 class ShellLink:
@@ -440,7 +375,7 @@ class ShellLink:
         self._on_events = on_events
         self._on_attached = on_attached
         self._on_lost = on_lost
-        self._owner = _checked(owner)
+        self._owner = checked(owner)
         with contextlib.suppress(AgentError):
             self._expanded = await self._expand(expand)
         if self._lost is not None:
@@ -454,8 +389,8 @@ class ShellLink:
     def order(self, common: dict[str, Any], orders: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
         """See AgentLink."""
         for x, attempt, own in orders:
-            head = _head(_checked(x), attempt, self._owner, own)
-            script = _script(x, self.hello.get("node", ""), common, own)
+            head = head_of(checked(x), attempt, self._owner, own)
+            script = script_of(x, self.hello.get("node", ""), common, own)
             self._post(f"order {self._marker} {head}\n{script}\n{self._marker}\n")
 
     def tell(self, kind: str, **fields: Any) -> None:
@@ -464,15 +399,15 @@ class ShellLink:
         if kind == "ack":
             self._post(f"ack {owner} {int(fields['n'])}\n")
         elif kind == "unhold":
-            self._post(f"unhold {owner} {_checked(fields['lease'])}\n")
+            self._post(f"unhold {owner} {checked(fields['lease'])}\n")
         elif kind == "forget":
             self._post(f"forget {owner}\n")
         elif kind == "signal":
-            self._post(f"signal {_checked(fields['x'])} {int(fields['a'])} {int(fields['number'])}\n")
+            self._post(f"signal {checked(fields['x'])} {int(fields['a'])} {int(fields['number'])}\n")
         else:
             grace = fields.get("grace")
             for x, attempt in fields["ids"]:
-                words = [kind, _checked(x), str(int(attempt))]
+                words = [kind, checked(x), str(int(attempt))]
                 if kind == "cancel":
                     words.insert(1, owner)
                     if grace is not None:
@@ -508,14 +443,14 @@ class ShellLink:
 
     async def _expand(self, texts: Sequence[str]) -> list[str]:
         """Fill the login's variables into folders' names, as its shell would: `$HOME/x`, `~/x`."""
-        names = ["HOME", *{a or b for text in texts for a, b in _VARIABLE.findall(text)} - {"HOME"}]
+        names = ["HOME", *{a or b for text in texts for a, b in VARIABLE.findall(text)} - {"HOME"}]
         values = dict(
             zip(
                 names, (v.decode("utf-8", "surrogateescape") for v in await self._values(names)), strict=False
             )
         )
         home = values.get("HOME") or "/"
-        return [_normal(text, home, values) for text in texts]
+        return [normal(text, home, values) for text in texts]
 
     def open_stream(self, kind: str, **fields: Any) -> Stream:
         """See AgentLink."""
@@ -523,7 +458,7 @@ class ShellLink:
         if kind == "transfer":
             stream = ShellTransfer(self.host, self._run_script, self._streams.discard)
         else:
-            key = (_checked(fields["x"]), int(fields["a"]))
+            key = (checked(fields["x"]), int(fields["a"]))
             stream = ShellOutput(self._shell, key, fields, self._streams.discard)
             if kind == "tty":
                 stream.lose("there is no pseudo-terminal without python3")
@@ -555,122 +490,6 @@ class ShellLink:
         self._lose("it was closed")
 
 
-class ShellOutput:
-    """The output of one execution on its way here, as the agent's stream of kind "output" would bring it."""
-
-    def __init__(
-        self,
-        shell: Shell,
-        key: tuple[str, int],
-        fields: dict[str, Any],
-        closed: Callable[[ShellOutput], None],
-    ) -> None:
-        self.key = key
-        self._closed = closed
-        self._offsets = {name: int(fields.get(name, 0)) for name in ("out", "err")}
-        self._frames: asyncio.Queue[tuple[dict[str, Any], bytes]] = asyncio.Queue(4)
-        self._rest: deque[tuple[dict[str, Any], bytes]] = deque()
-        self._over = asyncio.Event()
-        self._lost: str | None = None
-        self._task = asyncio.ensure_future(self._follow(shell))
-
-    async def _follow(self, shell: Shell) -> None:
-        pipe: ShellPipe | None = None
-        try:
-            x, attempt = self.key
-            words = f"follow {x}.{attempt} {self._offsets['out']} {self._offsets['err']}"
-            pipe = await shell.open(command(words))
-            await self._pass_on(pipe)
-        except (OSError, ValueError, AgentError, HostUnreachable) as error:
-            self.lose(str(error) or "the connection broke")
-        finally:
-            if pipe is not None:
-                pipe.close()
-
-    async def _pass_on(self, pipe: ShellPipe) -> None:
-        buffer = bytearray()
-
-        async def more() -> None:
-            data = await pipe.read(1 << 18)
-            if not data:
-                raise ConnectionResetError("the connection was closed")
-            buffer.extend(data)
-
-        while True:
-            while (end := buffer.find(b"\n")) < 0:
-                if len(buffer) > MAX_LINE:
-                    raise ValueError("an endless line")
-                await more()
-            words = bytes(buffer[:end]).decode("ascii", "replace").split()
-            del buffer[: end + 1]
-            if not words:
-                continue
-            if words[0] in self._offsets and len(words) == 3:
-                at, size = int(words[1]), int(words[2])
-                if not 0 <= size <= 1 << 20:
-                    raise ValueError(f"{size} bytes announced")
-                while len(buffer) < size:
-                    await more()
-                data = bytes(buffer[:size])
-                del buffer[:size]
-                await self._frames.put(({"t": "data", "s": words[0], "at": at}, data))
-                self._offsets[words[0]] = max(self._offsets[words[0]], at + size)
-            elif words[0] == "end":
-                await self._frames.put(({"t": "end", **self._offsets}, b""))
-                return
-            elif words[0] == "gone":
-                await self._frames.put(({"t": "error", "why": "its output is not on the node any more"}, b""))
-                return
-
-    def finish(self, out: bytes, err: bytes) -> None:
-        """The whole output is here: what has not been passed on follows, then the end."""
-        self._task.cancel()
-        if self._rest:
-            return
-        for name, data in (("out", out), ("err", err)):
-            at = self._offsets[name]
-            if len(data) > at:
-                self._rest.append(({"t": "data", "s": name, "at": at}, data[at:]))
-                self._offsets[name] = len(data)
-        self._rest.append(({"t": "end", **self._offsets}, b""))
-        self._over.set()
-
-    def lose(self, why: str) -> None:
-        """Note that the link is gone."""
-        if self._lost is None:
-            self._lost = why
-        self._over.set()
-
-    async def send(self, head: dict[str, Any], body: bytes = b"") -> None:
-        """Nothing can be said to an output."""
-
-    async def receive(self) -> tuple[dict[str, Any], bytes]:
-        """See Stream."""
-        while True:
-            if not self._frames.empty():
-                return self._frames.get_nowait()
-            if self._rest:
-                return self._rest.popleft()
-            if self._lost is not None:
-                raise TransferError(f"the output was interrupted: {self._lost}", retriable=True)
-            coming = asyncio.ensure_future(self._frames.get())
-            over = asyncio.ensure_future(self._over.wait())
-            try:
-                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
-                if coming.done():
-                    return coming.result()
-            finally:
-                coming.cancel()
-                over.cancel()
-
-    async def close(self) -> None:
-        """See Stream."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self.lose("it was closed")
-        self._closed(self)
-
-
 def _room(cpus: str, used: str, memory: str, used_memory: str, gpus: str) -> dict[str, Any]:
     names = [] if gpus == "-" else gpus.split(",")
     return {
@@ -682,58 +501,3 @@ def _room(cpus: str, used: str, memory: str, used_memory: str, gpus: str) -> dic
         "free_gpus": names,
         "means": {},
     }
-
-
-def _checked(name: Any) -> str:
-    """A name that is one word of the fallback's lines and part of a file's name."""
-    text = str(name)
-    if not _NAME.fullmatch(text):
-        raise ValueError(f"{text!r} cannot be the name of anything on a node without python3")
-    return text
-
-
-def _head(x: str, attempt: int, owner: str, own: dict[str, Any]) -> str:
-    """The words that the node's keeper needs of an order; times in hundredths of a second."""
-    lease = "tty" if own.get("tty") else "hold" if own.get("hold") else str(own.get("lease") or "-")
-    wall = own.get("wall")
-    words = (
-        x,
-        attempt,
-        owner,
-        own.get("cpus") or 1,
-        own.get("mem") or 0,
-        own.get("gpus") or 0,
-        round(wall * 100) if wall else "-",
-        round(float(own.get("grace", 10.0)) * 100),
-        lease,
-        "keep" if own.get("keep") else "-",
-        "outcome" if own.get("outcome") else "-",
-    )
-    return " ".join(str(word) for word in words)
-
-
-def _script(x: str, node: str, common: dict[str, Any], own: dict[str, Any]) -> str:
-    """The order as a script: its variables, then its place, its folder and its command."""
-    env = {**(common.get("env") or {}), **(own.get("env") or {})}
-    lines = [f"export {name}={quote(value)}" for name, value in env.items() if _IDENTIFIER.fullmatch(name)]
-    lines.append("orchestra_place")
-    lines.append(f"export RUNAWAY_UUID={quote(x)}")
-    lines.append(f"export RUNAWAY_NODE_ID={quote(str(own.get('node') or common.get('node') or node))}")
-    if own.get("outcome"):
-        lines.append("orchestra_outcome")
-    cwd = own.get("cwd")
-    lines.append(f"orchestra_enter {quote(cwd) if cwd else chr(34) + '${HOME:-/}' + chr(34)}")
-    # sh has no way to export what it could not name itself.
-    odd = [f"{name}={value}" for name, value in env.items() if not _IDENTIFIER.fullmatch(name)]
-    argv = [*(("env", *odd) if odd else ()), *(own.get("argv") or ("true",))]
-    lines.append("exec " + " ".join(quote(word) for word in argv))
-    return "\n".join(lines)
-
-
-def _normal(text: str, home: str, values: dict[str, str]) -> str:
-    import posixpath
-
-    if text == "~" or text.startswith("~/"):
-        text = home + text[1:]
-    text = _VARIABLE.sub(lambda match: values.get(match[1] or match[2], ""), text)
-    return posixpath.normpath(posixpath.join(home, text))

@@ -14,89 +14,30 @@ Nothing the node says is trusted with a path of this machine: that is `transfer/
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import io
 import posixpath
 import secrets
 import struct
-import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from liborch.agent import frames
+from liborch.drive.shell import Reader, ShellPipe, as_text, opened, quoted
+from liborch.drive.shell_records import (
+    Known,
+    Sent,
+    deepest_first,
+    is_above,
+    parse_listing,
+    parse_manifest,
+    remove_line,
+    twin_lines,
+)
+from liborch.drive.shell_writers import FileWriter, Refused, TarWriter
 from liborch.errors import AgentError, HostUnreachable, TransferError
 
-if TYPE_CHECKING:
-    from liborch.drive.shell_link import ShellPipe
-
-#: The most a node may list of one folder, in bytes.
-MAX_LISTING = 1 << 29
+#: A file this small goes whole into one frame.
 _SMALL = 128 << 10
-
-
-class _Refused(Exception):
-    """The node or the request does not allow it, in words."""
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What tells whether an entry is as it was: file type and permissions, size, time, inode, time of change."""
-
-    mode: int
-    size: int
-    mtime: int
-    inode: int
-    changed: bytes
-
-    @property
-    def kind(self) -> str:
-        """As in a listing of the worker: f x l d s."""
-        by_type = {0o100000: "f", 0o120000: "l", 0o040000: "d"}
-        kind = by_type.get(self.mode & 0o170000, "s")
-        return "x" if kind == "f" and self.mode & 0o111 else kind
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """One entry of a manifest."""
-
-    kind: str
-    size: int = 0
-    digest: str = ""
-    target: bytes = b""
-
-
-@dataclass
-class _Known:
-    """What the node knows of a folder."""
-
-    #: After `prepare`: whether the code is there; after `look`: whether the folder is one we filled.
-    found: bool = False
-    #: Whether we made the folder.
-    made: bool = False
-    manifest: dict[bytes, _Sent] = field(default_factory=dict)
-    #: Right after we filled it.
-    listing: dict[bytes, _Facts] = field(default_factory=dict)
-    before: dict[bytes, _Facts] = field(default_factory=dict)
-    #: Now.
-    present: dict[bytes, _Facts] = field(default_factory=dict)
-    exists: bool = True
-
-    def state(self, path: bytes) -> str:
-        """Of an entry that is there now: m made by the execution, c changed, u as it was sent, ? to be looked at, b before us."""
-        facts = self.present[path]
-        sent = self.manifest.get(path)
-        if sent is None:
-            if path not in self.before:
-                return "m"
-            return "b" if self.before[path] == facts else "c"
-        if self.listing.get(path) == facts:
-            return "u"
-        if facts.kind != sent.kind or facts.kind not in "fx" or facts.size != sent.size:
-            return "c"
-        return "?"
 
 
 class ShellTransfer:
@@ -172,7 +113,7 @@ class ShellTransfer:
                 continue  # left over from a conversation that failed
             try:
                 await service(head)
-            except _Refused as refused:
+            except Refused as refused:
                 why = refused.args[0]
                 error = {"kind": "changed", "paths": why} if isinstance(why, list) else {"why": why}
                 await self._answer({"t": "error", **error})
@@ -184,9 +125,9 @@ class ShellTransfer:
     async def _answer(self, head: dict[str, Any], body: bytes = b"") -> None:
         await self._answers.put((head, body))
 
-    async def _script(self, script: bytes) -> bytes:
+    async def script_of(self, script: bytes) -> bytes:
         """Run a script that needs no input and return what it printed."""
-        async with _opened(await self._run(script)) as reader:
+        async with opened(await self._run(script)) as reader:
             reader.pipe.write_eof()
             return await reader.rest(self._host)
 
@@ -196,7 +137,7 @@ class ShellTransfer:
         directory, folder, index = self._places(head)
         snapshot = str(head["snapshot"])
         if not snapshot.isalnum():
-            raise _Refused("the snapshot's name is none")
+            raise Refused("the snapshot's name is none")
         await self._answer({"t": "want"})
         text = b""
         while True:
@@ -205,7 +146,7 @@ class ShellTransfer:
             if manifest_head.get("last"):
                 break
         manifest = parse_manifest(text)
-        words = b" ".join([_quoted(directory), _quoted(folder), _quoted(index), snapshot.encode()])
+        words = b" ".join([quoted(directory), quoted(folder), quoted(index), snapshot.encode()])
         known = await self._know(b"prepare " + words, "ready")
         code = posixpath.join(directory, ".orchestra", "sh", "code", snapshot)
         if not known.found:
@@ -213,7 +154,7 @@ class ShellTransfer:
         report = await self._place(code, folder, index, manifest, text, known)
         await self._answer({"t": "done", **report})
 
-    async def _unpack(self, code: str, manifest: dict[bytes, _Sent]) -> None:
+    async def _unpack(self, code: str, manifest: dict[bytes, Sent]) -> None:
         """Ask for every content and put the tree into the node's code folder, whole or not at all."""
         by_digest: dict[str, list[bytes]] = {}
         for path, sent in manifest.items():
@@ -222,23 +163,23 @@ class ShellTransfer:
         digests = list(by_digest)
         temporary = f"{code}.{secrets.token_hex(6)}"
         script = b"mkdir %b && cd %b || { echo refused mkdir; exit 0; }\n" % (
-            _quoted(temporary),
-            _quoted(temporary),
+            quoted(temporary),
+            quoted(temporary),
         )
         script += b"command -v tar >/dev/null 2>&1 || { echo notar; exit 0; }\n"
         script += b"echo tar\ntar xf - 2>&1 || { echo refused tar; exit 0; }\n"
-        twins = b"".join(_twins(paths, manifest) for paths in by_digest.values())
+        twins = b"".join(twin_lines(paths, manifest) for paths in by_digest.values())
         script += twins
         script += b"cd / && { [ -d %b ] || mv %b %b; } && echo done\n" % (
-            _quoted(code),
-            _quoted(temporary),
-            _quoted(code),
+            quoted(code),
+            quoted(temporary),
+            quoted(code),
         )
-        async with _opened(await self._run(script)) as reader:
+        async with opened(await self._run(script)) as reader:
             word = await reader.line()
             if word not in (b"tar", b"notar"):
-                raise _Refused(f"{temporary}: cannot be made on the node")
-            writer = _Tar(reader.pipe) if word == b"tar" else _Files(self._script_with, temporary)
+                raise Refused(f"{temporary}: cannot be made on the node")
+            writer = TarWriter(reader.pipe) if word == b"tar" else FileWriter(self._script_with, temporary)
             numbers = range(len(digests))
             await self._answer(
                 {"t": "missing", "parts": [], "last": True}, struct.pack(f">{len(digests)}I", *numbers)
@@ -253,24 +194,24 @@ class ShellTransfer:
             if word == b"tar":
                 said = (await reader.rest(self._host)).decode("utf-8", "replace").strip()
                 if not said.endswith("done"):
-                    raise _Refused(f"the code could not be unpacked on the node: {said[-300:]}")
+                    raise Refused(f"the code could not be unpacked on the node: {said[-300:]}")
                 return
         script = b"cd %b || exit 0\n%bcd / && mv %b %b && echo done" % (
-            _quoted(temporary),
+            quoted(temporary),
             twins,
-            _quoted(temporary),
-            _quoted(code),
+            quoted(temporary),
+            quoted(code),
         )
         said = (await self._script(script)).decode("utf-8", "replace")
         if not said.endswith("done\n"):
-            raise _Refused(f"the code could not be put in place on the node: {said[-300:]}")
+            raise Refused(f"the code could not be put in place on the node: {said[-300:]}")
 
     async def _take_contents(
         self,
-        writer: _Tar | _Files,
+        writer: TarWriter | FileWriter,
         digests: list[str],
         by_digest: dict[str, list[bytes]],
-        manifest: dict[bytes, _Sent],
+        manifest: dict[bytes, Sent],
     ) -> None:
         """Pass contents on as they come; every one is checked against its hash."""
         running: tuple[int, Any] | None = None
@@ -284,7 +225,7 @@ class ShellTransfer:
                     data = body[at : at + size]
                     at += size
                     if hashlib.sha256(data).hexdigest() != digests[number]:
-                        broken.append(_text(by_digest[digests[number]][0]))
+                        broken.append(as_text(by_digest[digests[number]][0]))
                     path = by_digest[digests[number]][0]
                     await writer.file(path, manifest[path].kind, len(data))
                     await writer.data(data)
@@ -300,14 +241,14 @@ class ShellTransfer:
                     head["at"] + len(body) >= manifest[paths[0]].size
                     and running[1].hexdigest() != digests[number]
                 ):
-                    broken.append(_text(paths[0]))
+                    broken.append(as_text(paths[0]))
             elif kind == "sent":
                 break
         if broken:
-            raise _Refused(broken)
+            raise Refused(broken)
 
     async def _script_with(self, script: bytes, data: bytes) -> bytes:
-        async with _opened(await self._run(script)) as reader:
+        async with opened(await self._run(script)) as reader:
             await reader.pipe.write(data)
             reader.pipe.write_eof()
             return await reader.rest(self._host)
@@ -317,38 +258,38 @@ class ShellTransfer:
         code: str,
         folder: str,
         index: str,
-        manifest: dict[bytes, _Sent],
+        manifest: dict[bytes, Sent],
         text: bytes,
-        known: _Known,
+        known: Known,
     ) -> dict[str, Any]:
         """Bring the folder to the state of the code, writing only what differs."""
-        lines = [b"cd %b || exit 0" % _quoted(folder)]
+        lines = [b"cd %b || exit 0" % quoted(folder)]
         displaced: list[list[str]] = []
         if not known.present:
-            lines.append(b"cp -RPp %b/. . || exit 0" % _quoted(code))
+            lines.append(b"cp -RPp %b/. . || exit 0" % quoted(code))
             written = len(manifest)
         else:
             written = 0
             for path in known.manifest:
                 # Code of an earlier snapshot that is no longer part of it.
                 if path not in manifest and known.present.get(path) == known.listing.get(path) is not None:
-                    lines.append(b"rm -f %b 2>/dev/null" % _quoted(b"./" + path))
+                    lines.append(b"rm -f %b 2>/dev/null" % quoted(b"./" + path))
             for path, sent in manifest.items():
                 there = known.present.get(path)
                 same = known.manifest.get(path) == sent and known.listing.get(path) == there
                 if there is not None and (same or (sent.kind == there.kind == "d")):
                     continue
-                where = _quoted(b"./" + path)
+                where = quoted(b"./" + path)
                 if there is not None and known.manifest.get(path) is None and path in known.before:
                     kept = posixpath.join(index, "kept", str(len(displaced) + 1))
-                    displaced.append([_text(path), kept])
+                    displaced.append([as_text(path), kept])
                     lines.append(
                         b"mkdir -p %b && mv %b %b && put %b %b || exit 0"
                         % (
-                            _quoted(posixpath.dirname(kept)),
+                            quoted(posixpath.dirname(kept)),
                             where,
-                            _quoted(kept),
-                            _quoted(kept + ".path"),
+                            quoted(kept),
+                            quoted(kept + ".path"),
                             where,
                         )
                     )
@@ -356,30 +297,30 @@ class ShellTransfer:
                     lines.append(b"rm -rf %b" % where)
                 parent = posixpath.dirname(path)
                 if parent and parent not in known.present:
-                    lines.append(b"mkdir -p %b || exit 0" % _quoted(b"./" + parent))
-                lines.append(b"cp -RPp %b %b || exit 0" % (_quoted(code.encode() + b"/" + path), where))
+                    lines.append(b"mkdir -p %b || exit 0" % quoted(b"./" + parent))
+                lines.append(b"cp -RPp %b %b || exit 0" % (quoted(code.encode() + b"/" + path), where))
                 written += 1
-        lines.append(b"list %b >%b" % (_quoted(folder), _quoted(index + "/listing.new")))
-        lines.append(b"cat >%b" % _quoted(index + "/manifest.new"))
+        lines.append(b"list %b >%b" % (quoted(folder), quoted(index + "/listing.new")))
+        lines.append(b"cat >%b" % quoted(index + "/manifest.new"))
         lines.append(
-            b"cd %b && mv listing.new listing && mv manifest.new manifest && echo done" % _quoted(index)
+            b"cd %b && mv listing.new listing && mv manifest.new manifest && echo done" % quoted(index)
         )
         said = (await self._script_with(b"\n".join(lines), text)).decode("utf-8", "replace")
         if not said.endswith("done\n"):
-            raise _Refused(f"{folder} could not be filled on the node: {said[-300:]}")
+            raise Refused(f"{folder} could not be filled on the node: {said[-300:]}")
         return {"written": written, "displaced": displaced, "fresh": known.made and not known.listing}
 
     # -- results
 
-    async def _know(self, script: bytes, word: str) -> _Known:
+    async def _know(self, script: bytes, word: str) -> Known:
         """Run a script that tells what is known of a folder and read it."""
-        async with _opened(await self._run(script + b" 2>&1")) as reader:
+        async with opened(await self._run(script + b" 2>&1")) as reader:
             reader.pipe.write_eof()
             line = (await reader.line()).decode("utf-8", "replace")
             words = line.split()
             if len(words) != 3 or words[0] != word:
-                raise _Refused(f"the node's folders cannot be used: {line[:300]}")
-            known = _Known(words[1] == "yes", words[2] == "yes")
+                raise Refused(f"the node's folders cannot be used: {line[:300]}")
+            known = Known(words[1] == "yes", words[2] == "yes")
             known.manifest = parse_manifest(await reader.sized())
             known.listing, _ = parse_listing(await reader.sized())
             known.before, _ = parse_listing(await reader.sized())
@@ -390,13 +331,13 @@ class ShellTransfer:
         directory, folder = str(head["directory"]), str(head["folder"])
         for path in (directory, folder):
             if not path.startswith("/"):
-                raise _Refused(f"{path!r} is not an absolute path")
+                raise Refused(f"{path!r} is not an absolute path")
         folder = posixpath.normpath(folder)
         name = hashlib.sha256(folder.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return directory, folder, posixpath.join(directory, ".orchestra", "sh", "folders", name)
 
-    async def _look(self, index: str, folder: str) -> _Known:
-        return await self._know(b"look %b %b" % (_quoted(index), _quoted(folder)), "known")
+    async def _look(self, index: str, folder: str) -> Known:
+        return await self._know(b"look %b %b" % (quoted(index), quoted(folder)), "known")
 
     async def _give_results(self, head: dict[str, Any]) -> None:
         _directory, folder, index = self._places(head)
@@ -431,27 +372,27 @@ class ShellTransfer:
             await self._give_files(folder, entries, wanted)
         await self._answer({"t": "done"})
 
-    async def _states(self, known: _Known, folder: str) -> dict[bytes, str]:
+    async def _states(self, known: Known, folder: str) -> dict[bytes, str]:
         """Tell made from changed; a sent file whose times differ is hashed there, if that is possible."""
         states = {path: known.state(path) for path in known.present}
         doubtful = [path for path, state in states.items() if state == "?"]
         if doubtful:
-            lines = [b"cd %b || exit 0" % _quoted(folder)]
-            lines += [b"echo $(sha256sum <%b 2>/dev/null)" % _quoted(b"./" + path) for path in doubtful]
+            lines = [b"cd %b || exit 0" % quoted(folder)]
+            lines += [b"echo $(sha256sum <%b 2>/dev/null)" % quoted(b"./" + path) for path in doubtful]
             told = (await self._script(b"\n".join(lines))).split(b"\n")
             for path, line in zip(doubtful, told, strict=False):
                 same = line.split(b" ")[0].decode("ascii", "replace") == known.manifest[path].digest
                 states[path] = "u" if same else "c"
         return {path: "c" if state == "?" else state for path, state in states.items()}
 
-    async def _link_targets(self, known: _Known, folder: str) -> dict[bytes, bytes]:
+    async def _link_targets(self, known: Known, folder: str) -> dict[bytes, bytes]:
         links = [path for path, facts in known.present.items() if facts.kind == "l"]
         if not links:
             return {}
-        lines = [b"cd %b || exit 0" % _quoted(folder)]
+        lines = [b"cd %b || exit 0" % quoted(folder)]
         # A target may end in newlines: the dot keeps them from being taken off.
         lines += [
-            b"t=$(readlink %b && echo .); printf '%%s\\0' \"${t%%.}\"" % _quoted(b"./" + path)
+            b"t=$(readlink %b && echo .); printf '%%s\\0' \"${t%%.}\"" % quoted(b"./" + path)
             for path in links
         ]
         told = (await self._script(b"\n".join(lines))).split(b"\0")
@@ -459,9 +400,9 @@ class ShellTransfer:
 
     async def _give_files(self, folder: str, entries: list[bytes], wanted: list[int]) -> None:
         marker = secrets.token_hex(16).encode()
-        lines = [b"cd %b || exit 0" % _quoted(folder)]
-        lines += [b"take %d %b %b" % (k, _quoted(b"./" + entries[k]), marker) for k in wanted]
-        async with _opened(await self._run(b"\n".join(lines))) as reader:
+        lines = [b"cd %b || exit 0" % quoted(folder)]
+        lines += [b"take %d %b %b" % (k, quoted(b"./" + entries[k]), marker) for k in wanted]
+        async with opened(await self._run(b"\n".join(lines))) as reader:
             reader.pipe.write_eof()
             for k in wanted:
                 words = (await reader.line()).split()
@@ -475,7 +416,7 @@ class ShellTransfer:
                     self.lose("a file changed while it was fetched")
                     return
 
-    async def _give_file(self, reader: _Reader, k: int, size: int) -> None:
+    async def _give_file(self, reader: Reader, k: int, size: int) -> None:
         if size <= _SMALL:
             data = await reader.exactly(size)
             await self._answer({"t": "small", "k": [k], "s": [size]}, hashlib.sha256(data).digest() + data)
@@ -503,7 +444,7 @@ class ShellTransfer:
             elif leave == "nothing":
                 await self._leave_nothing(folder, index, known, states, report)
         if leave == "nothing" and not head.get("keep_store"):
-            await self._script(b"collect %b" % _quoted(directory))
+            await self._script(b"collect %b" % quoted(directory))
         await self._answer(report)
 
     async def _leave_code(
@@ -511,291 +452,52 @@ class ShellTransfer:
         directory: str,
         folder: str,
         index: str,
-        known: _Known,
+        known: Known,
         states: dict[bytes, str],
         report: dict[str, Any],
     ) -> None:
         code = posixpath.join(directory, ".orchestra", "sh", "code")
-        lines = [b"read -r snapshot <%b || exit 0" % _quoted(index + "/snapshot")]
-        lines.append(b"cd %b || exit 0" % _quoted(folder))
-        for path in _deepest_first(known.present):
-            if states[path] == "m" and not _is_above(path, known.manifest):
-                lines.append(_remove(path, known.present[path]))
+        lines = [b"read -r snapshot <%b || exit 0" % quoted(index + "/snapshot")]
+        lines.append(b"cd %b || exit 0" % quoted(folder))
+        for path in deepest_first(known.present):
+            if states[path] == "m" and not is_above(path, known.manifest):
+                lines.append(remove_line(path, known.present[path]))
                 report["removed"] += 1
         for path in known.manifest:
             if path not in states or states[path] in "c?":
-                where = _quoted(b"./" + path)
+                where = quoted(b"./" + path)
                 lines.append(
-                    b'rm -rf %b; cp -RPp %b/"$snapshot"/%b %b' % (where, _quoted(code), _quoted(path), where)
+                    b'rm -rf %b; cp -RPp %b/"$snapshot"/%b %b' % (where, quoted(code), quoted(path), where)
                 )
-        lines.append(b"list %b >%b" % (_quoted(folder), _quoted(index + "/listing.new")))
-        lines.append(b"mv %b %b" % (_quoted(index + "/listing.new"), _quoted(index + "/listing")))
+        lines.append(b"list %b >%b" % (quoted(folder), quoted(index + "/listing.new")))
+        lines.append(b"mv %b %b" % (quoted(index + "/listing.new"), quoted(index + "/listing")))
         await self._script(b"\n".join(lines))
 
     async def _leave_nothing(
-        self, folder: str, index: str, known: _Known, states: dict[bytes, str], report: dict[str, Any]
+        self, folder: str, index: str, known: Known, states: dict[bytes, str], report: dict[str, Any]
     ) -> None:
         if known.made:
             report["removed"] = len(known.present)
             lines = [
-                b"read -r fresh made <%b || made=1" % _quoted(index + "/made"),
-                b"rm -rf %b" % _quoted(folder),
-                b'unmake %b "$((made - 1))"' % _quoted(posixpath.dirname(folder)),
+                b"read -r fresh made <%b || made=1" % quoted(index + "/made"),
+                b"rm -rf %b" % quoted(folder),
+                b'unmake %b "$((made - 1))"' % quoted(posixpath.dirname(folder)),
             ]
         else:
-            lines = [b"cd %b || exit 0" % _quoted(folder)]
-            for path in _deepest_first(known.present):
+            lines = [b"cd %b || exit 0" % quoted(folder)]
+            for path in deepest_first(known.present):
                 if path not in known.before or path in known.manifest:
-                    lines.append(_remove(path, known.present[path]))
+                    lines.append(remove_line(path, known.present[path]))
                     report["removed"] += 1
             lines.append(
                 b'set +f; for kept in %b/kept/*.path; do [ -f "$kept" ] || continue; '
                 b'path=$(cat "$kept"; echo .); path=${path%%?.}; '
                 b'if [ -e "$path" ] || [ -h "$path" ]; then echo "kept ${kept%%.path}"; '
                 b'else mkdir -p "${path%%/*}" && mv "${kept%%.path}" "$path" && printf "restored %%s\\0" "$path"; fi; done; set -f'
-                % _quoted(index)
+                % quoted(index)
             )
-        lines.append(b"cd /; rm -rf %b" % _quoted(index))
+        lines.append(b"cd /; rm -rf %b" % quoted(index))
         told = await self._script(b"\n".join(lines))
         for part in told.split(b"\0"):
             if part.startswith(b"restored "):
-                report["restored"].append(_text(part[len(b"restored ") :].removeprefix(b"./")))
-
-
-def parse_manifest(text: bytes) -> dict[bytes, _Sent]:
-    """Read a snapshot's manifest. Raises ValueError."""
-    fields = text.split(b"\0")
-    if fields.pop():
-        raise ValueError("a manifest that is cut")
-    found: dict[bytes, _Sent] = {}
-    for path, meaning in zip(fields[::2], fields[1::2], strict=True):
-        kind, _, rest = meaning.partition(b" ")
-        if kind == b"l":
-            found[path] = _Sent("l", target=rest)
-        elif kind == b"d":
-            found[path] = _Sent("d")
-        else:
-            size, _, digest = rest.partition(b" ")
-            found[path] = _Sent(kind.decode("ascii"), int(size), digest.decode("ascii"))
-    return found
-
-
-def parse_listing(text: bytes) -> tuple[dict[bytes, _Facts], bool]:
-    """Read what `list` of the fallback printed; also whether the folder exists. Raises ValueError."""
-    found: dict[bytes, _Facts] = {}
-    if text in (b"", b"absent\n"):
-        return found, False
-    word, _, rest = text.partition(b"\n")
-    if word != b"present":
-        raise ValueError(text[:40])
-    while not rest.startswith(b"done\n"):
-        word, _, rest = rest.partition(b"\n")
-        # Names that are no UTF-8, newlines and all: NUL ends each, an empty one ends the batch.
-        names, empty, rest = rest.partition(b"\0\0")
-        if word != b"batch" or not empty:
-            raise ValueError(word[:40])
-        for name in names.split(b"\0"):
-            line, _, rest = rest.partition(b"\n")
-            mode, size, mtime, inode, changed = line.split(b" ", 4)
-            if not name.startswith(b"./"):
-                raise ValueError(name[:40])
-            found[name[2:]] = _Facts(
-                int(mode, 16), int(size), int(mtime.decode().split(".")[0]), int(inode), changed
-            )
-    return {path: _judged(facts) for path, facts in found.items()}, True
-
-
-def _judged(facts: _Facts) -> _Facts:
-    """A folder is told by being one: its size and times change with what lies in it."""
-    return _Facts(facts.mode, 0, 0, 0, b"") if facts.kind == "d" else facts
-
-
-def _deepest_first(paths: Iterable[bytes]) -> list[bytes]:
-    return sorted(paths, key=lambda path: (-path.count(b"/"), path))
-
-
-def _is_above(path: bytes, others: Iterable[bytes]) -> bool:
-    return any(other.startswith(path + b"/") for other in others)
-
-
-def _remove(path: bytes, facts: _Facts) -> bytes:
-    where = _quoted(b"./" + path)
-    return b"rmdir %b 2>/dev/null" % where if facts.kind == "d" else b"rm -f %b" % where
-
-
-def _twins(paths: list[bytes], manifest: dict[bytes, _Sent]) -> bytes:
-    """Lines that make the other files of one content from the first."""
-    lines = []
-    for path in paths[1:]:
-        where, parent = _quoted(b"./" + path), _quoted(b"./" + posixpath.dirname(path))
-        mode = b"+x" if manifest[path].kind == "x" else b"-x"
-        lines.append(
-            b"mkdir -p %b && cp %b %b && chmod %b %b || exit 0\n"
-            % (parent, _quoted(b"./" + paths[0]), where, mode, where)
-        )
-    return b"".join(lines)
-
-
-def _quoted(text: str | bytes) -> bytes:
-    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
-    if b"\0" in raw:
-        raise ValueError("a NUL byte in a path")
-    return b"'" + raw.replace(b"'", b"'\\''") + b"'"
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "surrogateescape")
-
-
-class _Tar:
-    """Writes a tree as a tar stream."""
-
-    def __init__(self, pipe: ShellPipe) -> None:
-        self._pipe = pipe
-        self._pad = 0
-        self._left = 0
-
-    async def file(self, path: bytes, kind: str, size: int) -> None:
-        """Begin a file; its data follow."""
-        info = tarfile.TarInfo("./" + _text(path))
-        info.size = size
-        info.mode = 0o755 if kind == "x" else 0o644
-        await self._header(info)
-        self._left, self._pad = size, -size % 512
-        if size == 0:
-            await self.data(b"")
-
-    async def data(self, data: bytes) -> None:
-        """Go on with the file."""
-        self._left -= len(data)
-        await self._pipe.write(data + b"\0" * self._pad if self._left <= 0 else data)
-
-    async def link(self, path: bytes, target: bytes) -> None:
-        """A symbolic link."""
-        info = tarfile.TarInfo("./" + _text(path))
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, _text(target), 0o777
-        await self._header(info)
-
-    async def folder(self, path: bytes) -> None:
-        """An empty folder."""
-        info = tarfile.TarInfo("./" + _text(path))
-        info.type, info.mode = tarfile.DIRTYPE, 0o755
-        await self._header(info)
-
-    async def _header(self, info: tarfile.TarInfo) -> None:
-        # The one form that GNU tar and busybox both read with names of any length and any bytes.
-        await self._pipe.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
-
-    async def end(self) -> None:
-        """Nothing follows."""
-        await self._pipe.write(bytes(1024 * 10))
-        self._pipe.write_eof()
-
-
-class _Files:
-    """Writes a tree file by file, where the node has no tar."""
-
-    def __init__(self, run: Callable[[bytes, bytes], Awaitable[bytes]], folder: str) -> None:
-        self._run = run
-        self._folder = folder
-        self._left = 0
-        self._script = b""
-        self._data = io.BytesIO()
-
-    async def file(self, path: bytes, kind: str, size: int) -> None:
-        """Begin a file; its data follow."""
-        where = _quoted(b"./" + path)
-        self._left = size
-        self._script = b"mkdir -p %b && cat >%b" % (_quoted(b"./" + posixpath.dirname(path)), where)
-        if kind == "x":
-            self._script += b" && chmod +x " + where
-        self._data = io.BytesIO()
-        if size == 0:
-            await self.data(b"")
-
-    async def data(self, data: bytes) -> None:
-        """Go on with the file: a piece at a time, so that a large one is never held whole."""
-        self._left -= len(data)
-        self._data.write(data)
-        if self._left > 0 and self._data.tell() < 8 << 20:
-            return
-        await self._do(self._script, self._data.getvalue())
-        self._script = self._script.replace(b"cat >", b"cat >>")
-        self._data = io.BytesIO()
-
-    async def link(self, path: bytes, target: bytes) -> None:
-        """A symbolic link."""
-        await self._do(
-            b"mkdir -p %b && ln -s %b %b"
-            % (_quoted(b"./" + posixpath.dirname(path)), _quoted(target), _quoted(b"./" + path)),
-            b"",
-        )
-
-    async def folder(self, path: bytes) -> None:
-        """An empty folder."""
-        await self._do(b"mkdir -p %b" % _quoted(b"./" + path), b"")
-
-    async def end(self) -> None:
-        """Nothing follows."""
-
-    async def _do(self, script: bytes, data: bytes) -> None:
-        told = await self._run(b"cd %b && %b && echo done" % (_quoted(self._folder), script), data)
-        if told != b"done\n":
-            raise _Refused(f"a file could not be written on the node: {told[-200:]!r}")
-
-
-class _Reader:
-    """Reads lines and counted bytes from a script's output."""
-
-    def __init__(self, pipe: ShellPipe) -> None:
-        self.pipe = pipe
-        self._buffer = bytearray()
-
-    async def _more(self) -> None:
-        data = await self.pipe.read(1 << 18)
-        if not data:
-            tail = self.pipe.stderr_tail().decode("utf-8", "replace").strip().splitlines()
-            raise ConnectionResetError(tail[-1] if tail else "the connection was closed")
-        self._buffer += data
-
-    async def line(self) -> bytes:
-        """Return the next line, without its end. Raises OSError."""
-        while (end := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > 1 << 16:
-                raise ValueError("an endless line")
-            await self._more()
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        return line
-
-    async def exactly(self, count: int) -> bytes:
-        """Return so many bytes. Raises OSError."""
-        if count > MAX_LISTING:
-            raise ValueError(f"{count} bytes at once")
-        while len(self._buffer) < count:
-            await self._more()
-        data = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return data
-
-    async def sized(self) -> bytes:
-        """Return what `show` of the fallback printed."""
-        return await self.exactly(int(await self.line()))
-
-    async def rest(self, host: str) -> bytes:
-        """Return everything up to the end. Raises OSError when the link broke before it."""
-        while data := await self.pipe.read(1 << 18):
-            self._buffer += data
-            if len(self._buffer) > MAX_LISTING:
-                raise ValueError(f"more than {MAX_LISTING} bytes")
-        if await self.pipe.wait() is None:
-            raise ConnectionResetError(f"{host}: the connection was closed")
-        return bytes(self._buffer)
-
-
-@contextlib.asynccontextmanager
-async def _opened(pipe: ShellPipe) -> AsyncIterator[_Reader]:
-    try:
-        yield _Reader(pipe)
-    finally:
-        pipe.close()
+                report["restored"].append(as_text(part[len(b"restored ") :].removeprefix(b"./")))

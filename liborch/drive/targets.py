@@ -75,7 +75,8 @@ class Target:
                 return await self._open_agent(pool)
             except bootstrap.NoPython as error:
                 self.fallback = f"{error.why} ({error.detail})" if error.detail else error.why
-        from liborch.drive.shell_link import PoolShell, ShellLink
+        from liborch.drive.shell import PoolShell
+        from liborch.drive.shell_link import ShellLink
 
         shell = ShellLink(self.name, PoolShell(pool, self.ssh))
         await shell.start(self.fallback)
