@@ -125,7 +125,7 @@ class ShellTransfer:
     async def _answer(self, head: dict[str, Any], body: bytes = b"") -> None:
         await self._answers.put((head, body))
 
-    async def script_of(self, script: bytes) -> bytes:
+    async def _script(self, script: bytes) -> bytes:
         """Run a script that needs no input and return what it printed."""
         async with opened(await self._run(script)) as reader:
             reader.pipe.write_eof()
