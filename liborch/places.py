@@ -1,15 +1,17 @@
-"""Where the person's files are, by the XDG convention. The one place in the library that reads the environment for it."""
+"""Where the person's files are, by the XDG convention. The one place in the library that reads the environment for it.
+
+Imports no msgspec: completion asks here at every key press.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import msgspec
 
-
-class Places(msgspec.Struct, frozen=True):
+class Places(NamedTuple):
     """Folders of this machine; none is made by looking."""
 
     #: The journal, outputs, locks.

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from liborch.core import events as ev
-from liborch.core.machine import Policy
+from liborch.core.things import Policy
 from liborch.drive.driver import Driver, Execution
 from liborch.drive.orders import spec_from_json
 from liborch.drive.outputs import OnOutput, Sink
@@ -48,7 +48,7 @@ class Left(msgspec.Struct, frozen=True):
         """The person's files, with the ssh configuration that was in use at submission."""
         if self.ssh_config is None:
             return folders
-        return msgspec.structs.replace(folders, ssh_config=Path(self.ssh_config))
+        return folders._replace(ssh_config=Path(self.ssh_config))
 
 
 @contextlib.asynccontextmanager
