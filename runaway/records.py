@@ -98,8 +98,8 @@ class Lives:
         if status is None:
             return {"driven": False, "unreachable_since": None, "why": None}
         for node in status["nodes"]:
-            if node["name"] == row.node and node["link"] in ("broken", "refused"):
-                return {"driven": True, "unreachable_since": node["since"], "why": node["why"]}
+            if node["name"] == row.node and node["down_since"] is not None:
+                return {"driven": True, "unreachable_since": node["down_since"], "why": node["why"]}
         return {"driven": True, "unreachable_since": None, "why": None}
 
 

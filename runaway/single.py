@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liborch import patterns
-from liborch.core.machine import Policy
+from liborch.core.things import Policy
 from liborch.drive.driver import Driver, Execution
 from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of

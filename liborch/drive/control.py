@@ -2,7 +2,7 @@
 
 `<state>/drivers/<orchestration>.sock`, JSON lines, one answer per question::
 
-    {"do": "status"}                   -> {"nodes": [{name, link, since, why}], "executions": {id: state}}
+    {"do": "status"}                   -> {"nodes": [{name, link, down_since, why}], "executions": {id: state}}
     {"do": "explain", "id": x}         -> {"state": s, "lines": [...]}
     {"do": "cancel", "ids": [x, ...]}  -> {"ok": true}; the verdicts come into the journal
     {"do": "pause" | "resume", "id": x} -> {"state": s}, once it is so
@@ -18,7 +18,6 @@ import contextlib
 import errno
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +105,16 @@ class Control:
 
 def status(driver: Driver) -> dict[str, Any]:
     """How the driver's nodes and executions are."""
-    now = driver.now()
-    clock = time.time()
     return {
         "nodes": [
             {
                 "name": node.name,
                 "link": node.link.lower(),
-                "since": clock - (now - node.since),
-                "why": node.why,
+                "down_since": driver.targets[node.name].down_since,
+                "why": driver.targets[node.name].down_why,
             }
             for node in driver.core.nodes.values()
+            if node.name in driver.targets
         ],
         "executions": {item.x: item.state.lower() for item in driver.core.items.values()},
     }

@@ -846,7 +846,7 @@ class Driver:
                 # No descriptors or processes left here, for now.
                 error = AgentError(target.name, f"cannot be connected to from here: {error}", retriable=True)
             target.error = error
-            self._tell("unreachable", "", node=target.name, why=str(error))
+            self._down(target, "unreachable", str(error))
             # What went wrong on a node that worked before may pass: its disk was full, it was just starting.
             passing = isinstance(error, AgentError | StorageError) and bool(target.state_id)
             again = isinstance(error, HostUnreachable | AgentError) and error.retriable
@@ -869,7 +869,7 @@ class Driver:
         def lost(why: str) -> None:
             if target.link is link:
                 target.link = None
-                self._tell("lost", "", node=target.name, why=why)
+                self._down(target, "lost", why)
                 self.post(ev.LinkLost(target.name, why))
 
         await link.attach(
@@ -882,12 +882,19 @@ class Driver:
             expand=[target.profile.directory],
         )
 
+    def _down(self, target: Target, what: str, why: str) -> None:
+        if target.down_since is None:
+            target.down_since = time.time()
+        target.down_why = why
+        self._tell(what, "", node=target.name, why=why)
+
     def _on_attached(self, target: Target, head: dict[str, Any]) -> None:
         room = head["room"]
         hello = target.link.hello if target.link is not None else {}
         target.directory = head["expanded"][0] if head.get("expanded") else ""
         target.state_id = str(hello.get("state_id", ""))
         holding = tuple((str(x), int(attempt), str(state)) for x, attempt, state in head["holding"])
+        target.down_since = None
         self._tell("linked", "", node=target.name)
         self.post(
             ev.LinkOpened(

@@ -26,6 +26,9 @@ class Target:
     #: The host's directory, as it expanded it.
     directory: str = ""
     state_id: str = ""
+    #: Wall-clock time from which on it could not be reached, through however many tries, and why; None: it can, or nobody tried.
+    down_since: float | None = None
+    down_why: str = ""
     #: Why it cannot be used, as the exception it was.
     error: OrchestraError | None = None
     #: The last of its events that is on record.
