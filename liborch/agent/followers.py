@@ -52,6 +52,11 @@ class Follower:
         self.files = {}
         self.terminal = None
         self.typed = bytearray()
+        #: There were files before the keeper was asked: it was started before.
+        self.had_files = False
+        #: The keeper runs it: its end will come as an event.
+        self.is_running = False
+        #: The log was read for its end, once.
         self.scanned = False
         self.asked_at = 0.0
         self.look_at = 0.0
@@ -88,7 +93,7 @@ class Follower:
         """Send what is new, as far as the window allows."""
         if self.session.is_closed:
             return
-        if not self.files and self.inline is None:
+        if self.inline is None and (not self.files or self._must_ask()):
             self._find_files(now)
         progress = False
         for name in _NAMES:
@@ -118,6 +123,9 @@ class Follower:
         self.pause_s = LOOK_S if progress else min(most, self.pause_s * 1.5)
         self.look_at = now + self.pause_s
 
+    def _must_ask(self):
+        return self.final is None and not self.is_running and (self.wants_terminal or not self.scanned)
+
     def _may_send(self):
         return self.window.left > 0 and self.session.has_room
 
@@ -141,18 +149,18 @@ class Follower:
     # ---------------------------------------------------------------- finding
 
     def _find_files(self, now):
-        # An execution that was ordered to be followed has files of its own from the start.
+        # An execution that was ordered to be followed has files of its own from the start; a large output, too.
         base = os.path.join(self.talker.folder, "captures", orders.key_of(self.x, self.attempt))
-        self._open_files([base + ".out", base + ".err"])
+        if not self.files:
+            self._open_files([base + ".out", base + ".err"])
         if self.final is not None:
             if not self.files and any(self.offsets[name] < self.final[name] for name in _NAMES):
                 self._end({"t": "error", "why": "its output is not on the node any more"})
             return
-        if self.files and not self.wants_terminal:
-            return
         if self.asked_at and now - self.asked_at < ASK_S:
             return
         self.asked_at = now
+        self.had_files = bool(self.files)
         self.talker.ask_keeper({"t": "follow", "x": self.x, "a": self.attempt}, self._told)
 
     def _told(self, reply, fd):
@@ -162,6 +170,7 @@ class Follower:
                 os.close(fd)
             return
         if reply["known"]:
+            self.is_running = True
             self._open_files(reply["paths"])
             if fd is not None and self.wants_terminal and self.terminal is None:
                 self.terminal = fd
@@ -177,6 +186,10 @@ class Follower:
                 if event[2] == "ended" and event[3] == self.x and event[4] == self.attempt:
                     self.ended(event[5])
                     return
+            if self.files and self.had_files and self.final is None:
+                # It ended, and its owner has long had the verdict.
+                self.final = {name: os.fstat(fd).st_size for name, fd in self.files.items()}
+                self.look(time.monotonic())
 
     def _open_files(self, paths):
         self._close_files()

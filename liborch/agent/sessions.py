@@ -267,7 +267,7 @@ class Session:
         elif kind == "ping":
             self.send(0, {"t": "pong", "clock": time.time(), "at": head.get("at")})
         elif kind == "probe":
-            self.send(session, 0, dict(node.probe(head["path"]), t="probe"))
+            self.send(0, dict(node.probe(head["path"]), t="probe"))
         elif kind == "expand":
             self.send(0, {"t": "expanded", "texts": [self.expand(text) for text in head["texts"]]})
         elif kind in ("status", "retire"):
