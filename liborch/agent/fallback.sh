@@ -126,6 +126,7 @@ is_left() {
 
 # end DIR KEY REASON GRACE WHY...: the first reason stays.
 do_end() {
+    boot_id
     dir=$1 key=$2 reason=$3 grace=$4
     shift 4
     if mkdir "$dir/ending" 2>/dev/null; then put "$dir/ending/why" "$reason $*"; fi
@@ -137,6 +138,10 @@ do_end() {
     while [ -d "$dir" ] && [ ! -e "$dir/freed" ]; do
         clock
         [ "$cs" -lt "$until" ] || signal_all "$dir" "$key" KILL
+        # Who waited for it may have been killed; then nobody will say that it is over.
+        by=
+        [ ! -f "$dir/claim/by" ] || read -r by <"$dir/claim/by"
+        [ -z "$by" ] || is_alive $by || is_left "$dir" "$key" || break
         nap
     done
 }

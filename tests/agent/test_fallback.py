@@ -66,20 +66,12 @@ class Node:
         return self.folder / "agent-sh"
 
     def end(self) -> None:
-        """End the keeper and what is left of executions, by the pids they told."""
-        pids = [
-            *self.state.glob("runs/*/pid"),
-            *self.state.glob("runs/*/claim/by"),
-            self.state / "keeper" / "by",
-        ]
-        for file in pids:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                words = file.read_text().split()
-                pid = int(words[0] if file.name == "pid" else words[1])
-                if f"ORCHESTRA_AGENT_STATE={self.folder}/agent" in Path(f"/proc/{pid}/environ").read_text(
-                    errors="replace"
-                ):
-                    os.kill(pid, signal.SIGKILL)
+        """End every process that was started with our folder for its state: it names no other test's."""
+        mark = f"ORCHESTRA_AGENT_STATE={self.folder}/agent\0".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (process / "environ").read_bytes() + b"\0":
+                    os.kill(int(process.name), signal.SIGKILL)
 
 
 @pytest.fixture(params=["dash", "busybox"])
