@@ -7,7 +7,7 @@ set -eu
 commands=$(cd "$1" && pwd)
 examples=$(cd "$(dirname "$0")" && pwd)
 stage=$(mktemp -d)
-trap 'cd / && rm -rf "$stage"' EXIT
+trap 'runaway clean local --all >/dev/null 2>&1 || true; cd / && rm -rf "$stage"' EXIT
 trap 'exit 130' INT TERM
 
 # The person's own journal, profiles and caches stay out of it.

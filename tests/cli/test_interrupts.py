@@ -64,6 +64,17 @@ class Terminal:
         return self.process.returncode
 
 
+def test_ctrl_c_while_packing_ends_at_once_and_nothing_was_begun(person: Person) -> None:
+    person.write("long.py", LONG)
+    for number in range(4000):
+        (person.folder / f"file{number}").write_text(str(number))
+    terminal = Terminal(person, "exec", "local", "long.py")
+    terminal.expect(b"packing")
+    terminal.type(b"\x03")
+    assert terminal.end(5) == 130
+    assert person.executions() == []
+
+
 def test_the_first_ctrl_c_lets_it_finish_and_says_how_to_do_more(person: Person) -> None:
     person.write("long.py", LONG)
     terminal = Terminal(person, "exec", "local", "long.py")
