@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +93,10 @@ async def run_exec(
         from liborch.transfer.snapshot import take_snapshot
 
         messages.stage("packing")
-        snapshot = await asyncio.to_thread(
-            take_snapshot, found.folder, send_ignore=given, cache=folders.cache
-        )
+        with _nothing_begun():
+            snapshot = await asyncio.to_thread(
+                take_snapshot, found.folder, send_ignore=given, cache=folders.cache
+            )
         transfer = _transfer(
             x,
             profile,
@@ -159,11 +163,26 @@ async def run_exec(
         return await see_through(driver, execution, messages, output, no_ecode=no_ecode, as_json=as_json)
 
 
+@contextlib.contextmanager
+def _nothing_begun() -> Iterator[None]:
+    """Nothing is on record yet: Ctrl-C ends the command at once, also while a thread reads a large folder."""
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, os._exit, 130)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+
+
 async def _leave(driver: Driver, execution: Execution) -> int:
     """Detach once the node has the order: from then on it needs nobody here."""
     waiting = asyncio.ensure_future(execution.wait())
     while execution.state in ("waiting", "staging") and not waiting.done():
-        await asyncio.wait([waiting], timeout=0.01)
+        turn = asyncio.ensure_future(driver.turned())
+        await asyncio.wait([waiting, turn], return_when=asyncio.FIRST_COMPLETED)
+        turn.cancel()
     if waiting.done():
         await waiting
     else:

@@ -8,7 +8,8 @@ from liborch.core.room import describe_room
 from liborch.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
-    from liborch.core.machine import Item, Node, Orchestration
+    from liborch.core.machine import Orchestration
+    from liborch.core.things import Item, Node
 
 
 def explain(machine: Orchestration, x: str) -> list[str]:

@@ -9,7 +9,8 @@ from liborch.core.tables import FINAL
 from liborch.errors import InvariantError
 
 if TYPE_CHECKING:
-    from liborch.core.machine import Node, Orchestration
+    from liborch.core.machine import Orchestration
+    from liborch.core.things import Node
 
 _HERE = frozenset({"STAGING", "PLACED", "RUNNING", "PAUSED", "COLLECTING"})
 

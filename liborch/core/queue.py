@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from liborch.core.machine import Item
+    from liborch.core.things import Item
 
 
 class Share:

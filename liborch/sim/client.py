@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.core.machine import Orchestration, Policy
+from liborch.core.machine import Orchestration
+from liborch.core.things import Policy
 from liborch.sim.describe import describe
 from liborch.sim.node import NodeEvent, SimNode
 

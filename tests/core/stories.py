@@ -6,7 +6,8 @@ import random
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.core.machine import Orchestration, Policy
+from liborch.core.machine import Orchestration
+from liborch.core.things import Policy
 
 
 class Story:

@@ -8,7 +8,8 @@ import pytest
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.core.machine import Orchestration, Policy
+from liborch.core.machine import Orchestration
+from liborch.core.things import Policy
 from tests.core.stories import Story
 
 

@@ -1,0 +1,176 @@
+"""What the machine keeps of an execution and of a node, and how it is told to behave. Fields only; `machine.py` moves them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import msgspec
+
+from liborch.core import events as ev
+from liborch.core.queue import Group, Shape, Share
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How an orchestration behaves. Times in seconds."""
+
+    #: Longest wait before the n-th try to open a link is base * 2**n, at most the cap; the wait is drawn evenly below it.
+    backoff_base_s: float = 1.0
+    backoff_cap_s: float = 30.0
+    #: A node that was never reached is refused after so many tries; one that was reached once is tried for ever.
+    first_attempts: int = 5
+    #: Orders handed ahead of free slots are meant to last so long.
+    ahead_s: float = 0.25
+    #: Most orders handed ahead per node.
+    ahead_most: int = 2000
+    #: Orders ahead are recalled for a free node when they would wait longer than this.
+    recall_after_s: float = 0.5
+
+
+class Item:
+    """One execution or slot request that is not final."""
+
+    __slots__ = (
+        "attempt",
+        "batch",
+        "cancelling",
+        "collected",
+        "cpus",
+        "ended",
+        "gpus",
+        "group",
+        "has_room",
+        "is_slot",
+        "lease",
+        "memory_bytes",
+        "node",
+        "nodes",
+        "order",
+        "pausing",
+        "priority",
+        "recalling",
+        "retries",
+        "retry_on",
+        "shape",
+        "share",
+        "staged",
+        "started_at",
+        "state",
+        "state_id",
+        "story",
+        "walltime_s",
+        "x",
+    )
+
+    def __init__(self, event: ev.Submitted, order: int) -> None:
+        self.x = event.x
+        self.batch = event.batch
+        self.cpus = event.cpus
+        self.memory_bytes = event.memory_bytes
+        self.gpus = event.gpus
+        self.priority = event.priority
+        self.walltime_s = event.walltime_s
+        self.retries = event.retries
+        self.retry_on = event.retry_on
+        self.staged = event.staged
+        self.collected = event.collected
+        self.nodes = event.nodes
+        self.lease = event.lease
+        self.is_slot = event.is_slot
+        self.order = order
+        self.state = "WAITING"
+        self.attempt = 1
+        self.node: Node | None = None
+        self.group: Group | None = None
+        self.share: Share | None = None
+        self.shape: Shape = (event.cpus, event.memory_bytes, event.gpus, event.walltime_s, event.nodes)
+        #: Takes part of the node's room (an order handed ahead does not yet).
+        self.has_room = False
+        self.cancelling = False
+        self.recalling = False
+        #: Somebody wants its processes stopped.
+        self.pausing = False
+        #: The agent's last word, while results are collected: (reason, code).
+        self.ended: tuple[str, int | None] | None = None
+        self.started_at: float | None = None
+        #: The agent's state folder that the order was given to; "": it was not given yet.
+        self.state_id = ""
+        self.story: list[tuple[float, str, str]] | None = None
+
+    def __repr__(self) -> str:
+        where = f" on {self.node.name}" if self.node is not None else ""
+        return f"<{'slot request' if self.is_slot else 'execution'} {self.x} attempt {self.attempt}: {self.state}{where}>"
+
+
+class Node:
+    """One node, its link and what is on it."""
+
+    __slots__ = (
+        "ahead",
+        "cpus",
+        "ever_open",
+        "failures",
+        "free_cpus",
+        "free_gpus",
+        "free_memory",
+        "gpus",
+        "host",
+        "items",
+        "last_end",
+        "link",
+        "low_water",
+        "memory_bytes",
+        "name",
+        "number",
+        "rate",
+        "retry_at",
+        "since",
+        "state",
+        "state_id",
+        "story",
+        "why",
+    )
+
+    def __init__(self, name: str, host: str, number: int) -> None:
+        self.name = name
+        self.host = host
+        self.number = number
+        self.state = "UNKNOWN"
+        self.link = "CLOSED"
+        self.cpus = self.memory_bytes = self.gpus = 0
+        self.free_cpus = self.free_memory = self.free_gpus = 0
+        self.state_id = ""
+        #: {id: item} of everything staging, placed, running, paused or collecting here.
+        self.items: dict[str, Item] = {}
+        #: Orders handed ahead of free room, oldest first.
+        self.ahead: OrderedDict[str, Item] = OrderedDict()
+        #: With so many orders ahead, or fewer, it takes more.
+        self.low_water = 0
+        self.failures = 0
+        self.ever_open = False
+        self.retry_at: float | None = None
+        self.since = 0.0
+        self.why = ""
+        #: Ends per second, a moving average; 0: not known.
+        self.rate = 0.0
+        self.last_end: float | None = None
+        self.story: list[tuple[float, str, str]] = []
+
+    def __repr__(self) -> str:
+        return f"<node {self.name}: {self.state}, link {self.link}, {self.free_cpus} of {self.cpus} cores free, {len(self.items)} here>"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether orders can be given to it just now."""
+        return self.link == "OPEN" and self.state == "USABLE"
+
+    def could_ever(self, item: Item) -> bool:
+        """Whether the empty node would have room."""
+        return item.cpus <= self.cpus and item.memory_bytes <= self.memory_bytes and item.gpus <= self.gpus
+
+    def fits(self, item: Item) -> bool:
+        """Whether there is room now."""
+        return (
+            item.cpus <= self.free_cpus
+            and item.memory_bytes <= self.free_memory
+            and item.gpus <= self.free_gpus
+        )
