@@ -77,9 +77,11 @@ class Decoder:
             if end > size:
                 break
             middle = at + HEADER.size + head_size
-            frames.append(
-                (stream, bytes(buffer[at + HEADER.size : middle]), bytes(buffer[middle:end]), end - at)
-            )
+            # Through a view: a slice of the buffer itself would be a copy to copy from.
+            with memoryview(buffer) as view:
+                frames.append(
+                    (stream, bytes(view[at + HEADER.size : middle]), bytes(view[middle:end]), end - at)
+                )
             at = end
         if at:
             del buffer[:at]
