@@ -231,7 +231,8 @@ class Driver:
         self._wake = asyncio.Event()
         self._linked = asyncio.Condition()
         self._idle = asyncio.Event()
-        self._offset = -time.monotonic()
+        self._clock = asyncio.get_running_loop().time
+        self._offset = -self._clock()
         self._count = 0
         self._turned: asyncio.Future[None] | None = None
         #: Tidying after what was cancelled while it was sent: `close` lets it finish, for a while.
@@ -368,7 +369,11 @@ class Driver:
             for node, n in recorded.acks.items():
                 if node in self.targets:
                     self.targets[node].acked = self.targets[node].received = n
-        self._offset = last - time.monotonic()
+        for target in self.targets.values():
+            known = self.core.nodes.get(target.name)
+            if known is not None:
+                target.state_id = known.state_id
+        self._offset = last - self._clock()
         for execution in executions:
             self.executions[execution.id] = execution
             item = self.core.items.get(execution.id)
@@ -433,7 +438,7 @@ class Driver:
 
     def now(self) -> float:
         """Seconds on the core's clock."""
-        return time.monotonic() + self._offset
+        return self._clock() + self._offset
 
     async def _pump(self) -> None:
         try:
@@ -615,7 +620,9 @@ class Driver:
             elif isinstance(action, act.Finish):
                 self._finish(action)
             elif isinstance(action, act.Cancel):
-                self._cancel_at_node(action, told)
+                item = self.core.items.get(action.x)
+                kind = "unhold" if item is not None and item.is_slot else "cancel"
+                told.setdefault((action.node, kind), []).append((action.x, action.attempt))
             elif isinstance(action, act.Recall):
                 told.setdefault((action.node, "recall"), []).append((action.x, action.attempt))
             elif isinstance(action, act.Pause):
@@ -650,8 +657,14 @@ class Driver:
         for node, group in hands.items():
             self._hand(self.targets[node], group)
         for (node, kind), ids in told.items():
+            # After what was handed over: the order of an agent's messages is the order of things.
             link = self.targets[node].link
-            if link is not None:
+            if link is None:
+                continue
+            if kind == "unhold":
+                for x, _attempt in ids:
+                    link.tell("unhold", lease=x)
+            else:
                 link.tell(kind, ids=ids)
 
     def _begin_again(self, x: str) -> None:
@@ -709,15 +722,6 @@ class Driver:
         if folder is None:
             raise InvariantError(f"{execution!r} is handed over before its folder is known")
         return folder
-
-    def _cancel_at_node(self, action: act.Cancel, told: dict[tuple[str, str], list[tuple[str, int]]]) -> None:
-        item = self.core.items.get(action.x)
-        link = self.targets[action.node].link
-        if item is not None and item.is_slot:
-            if link is not None:
-                link.tell("unhold", lease=action.x)
-        else:
-            told.setdefault((action.node, "cancel"), []).append((action.x, action.attempt))
 
     def _finish(self, action: act.Finish) -> None:
         execution = self.executions.pop(action.x, None)
@@ -857,6 +861,11 @@ class Driver:
             return
         target.error = None
         target.link = link
+        state_id = str(link.hello.get("state_id", ""))
+        if state_id != target.state_id:
+            # Another state folder counts its events from one again.
+            target.acked = target.received = target.told = 0
+            target.state_id = state_id
         if link.hello.get("limits") and not target.told_limits:
             target.told_limits = True
             self._tell(
@@ -890,9 +899,7 @@ class Driver:
 
     def _on_attached(self, target: Target, head: dict[str, Any]) -> None:
         room = head["room"]
-        hello = target.link.hello if target.link is not None else {}
         target.directory = head["expanded"][0] if head.get("expanded") else ""
-        target.state_id = str(hello.get("state_id", ""))
         holding = tuple((str(x), int(attempt), str(state)) for x, attempt, state in head["holding"])
         target.down_since = None
         self._tell("linked", "", node=target.name)
