@@ -9,26 +9,22 @@ An execution here: queued -> running (<-> paused) -> [ending: TERM, then KILL un
 Here are the loop and what the talker's messages do. Starting is `starts.py`'s, ending `ends.py`'s, the record `ledger.py`'s.
 """
 
-import array
 import collections
-import fcntl
 import os
 import select
 import signal
-import socket
-import sys
 import time
 
 try:
     from . import (
         captures,
+        doors,
         ends,
         enforce,
-        frames,
         ledger,
+        line,
         node,
         orders,
-        processes,
         recovery,
         slots,
         starts,
@@ -37,13 +33,13 @@ try:
     )
 except ImportError:  # packed: the modules lie side by side
     import captures
+    import doors
     import ends
     import enforce
-    import frames
     import ledger
+    import line
     import node
     import orders
-    import processes
     import recovery
     import slots
     import starts
@@ -64,22 +60,6 @@ GATHER_MOST = 64
 RETRY_S = 1.0
 #: How often capture files that nobody asked for are looked at.
 SWEEP_S = 3600.0
-#: A talker that leaves so many bytes unread is dropped. Everything is in the log: the next one starts from there.
-UNREAD_MOST = 64 << 20
-
-
-class Hold:
-    """Room kept for a client that runs commands in it one after the other."""
-
-    __slots__ = ("cores", "gpus", "key", "needs", "owner", "slot")
-
-    def __init__(self, owner, key, slot, needs, gpus, cores):
-        self.owner = owner
-        self.key = key
-        self.slot = slot
-        self.needs = needs
-        self.gpus = gpus
-        self.cores = cores
 
 
 class Keeper:
@@ -97,15 +77,13 @@ class Keeper:
         #: Started, not yet long enough to be announced, in order of their start.
         self.fresh = collections.deque()
         self.terminals = {}
-        self.talker = None
-        self.talker_in = None
-        self.talker_out = bytearray()
-        self.wants_write = False
+        #: Owners with a client just now.
         self.present = frozenset()
         self.retiring = False
         self.gone = False
         self.busy_since = time.monotonic()
         self.poll = select.epoll()
+        self.line = line.Line(self.poll, self._on_message, self._on_talker_gone)
         self.timers = timers.Timers(time.monotonic)
         self.expiry = self.timers.at(0.0, self._expire_owners)
         self.room = slots.Room(len(node.cores()), node.memory_bytes(), node.gpus())
@@ -146,18 +124,15 @@ class Keeper:
             why = orders.problem(order)
             if why:
                 wrong[key] = why
-        if self.ledger.stuck:
-            for _item, key, order in accepted:
-                self.ledger.claimed.add(key)
-                fields = ended_fields(None, None, "node", self.ledger.why_stuck())
-                self.ledger.event(name, "ended", order["x"], order["a"], fields)
-            return
         good = [item for item, key, _order in accepted if key not in wrong]
         if good:
             self.ledger.accept(name, common, good)
         for _item, key, order in accepted:
             if key in wrong:
                 self._refuse(order, wrong[key])
+            elif self.ledger.stuck:
+                # Not on record, so it must not be started; another node may have room for it.
+                self._end_queued(order, key, self.ledger.why_stuck(), reason="node")
             else:
                 self._queue(order, key)
 
@@ -261,7 +236,7 @@ class Keeper:
     def _take_hold(self, order, key):
         needs = orders.needs(order)
         slot, gpus = self.room.take(*needs)
-        hold = self.holds[order["x"]] = Hold(order["o"], key, slot, needs, gpus, self._cores_for(order))
+        hold = self.holds[order["x"]] = slots.Hold(order["o"], key, slot, needs, gpus, self._cores_for(order))
         return hold
 
     def on_unhold(self, message):
@@ -305,7 +280,7 @@ class Keeper:
         now = time.monotonic()
         shortest = 60.0
         for name, owner in list(self.ledger.owners.items()):
-            if self.talker is not None and name in self.present:
+            if name in self.present:
                 owner.saw()
             elif now - owner.seen_at > owner.lease_s:
                 self._cancel_owner(name, "its owner stayed away for %d s" % owner.lease_s)
@@ -327,13 +302,19 @@ class Keeper:
                 del self.holds[lease]
                 self._leave_hold(lease, hold, why)
 
-    def _end_queued(self, order, key, why):
+    def _end_queued(self, order, key, why, reason="cancelled"):
         self.ledger.claimed.add(key)
-        fields = ended_fields(None, None, "cancelled", why)
+        fields = ended_fields(None, None, reason, why)
         self.ledger.event(order["o"], "ended", order["x"], order["a"], fields)
         self.ledger.close_order(key)
 
     # ---------------------------------------------------------------- messages from the talker
+
+    def _on_message(self, message):
+        getattr(self, "on_" + message["t"])(message)
+
+    def _on_talker_gone(self):
+        self.present = frozenset()
 
     def on_attach(self, message):
         """A client is there: take its acknowledgement, tell what is held for it."""
@@ -359,8 +340,8 @@ class Keeper:
             if run.owner == name
         ]
         holding += [[lease, 1, "held"] for lease, hold in self.holds.items() if hold.owner == name]
-        self._flush()
-        self.reply(
+        self.line.send_events(self.ledger.take_unsent())
+        self.line.reply(
             {
                 "t": "attached",
                 "req": message["req"],
@@ -404,6 +385,9 @@ class Keeper:
     def on_cancel(self, message):
         """End executions, queued or running. What was never heard of must not start when it comes."""
         for x, attempt in message["ids"]:
+            if x in self.holds:
+                self.on_unhold({"owner": message["owner"], "lease": x})
+                continue
             key = key_of(x, attempt)
             order = self.queues.remove(key)
             run = self.runs.get(key)
@@ -443,7 +427,7 @@ class Keeper:
             except OSError:
                 pass  # A disk that lets no name be changed: the output comes with the end.
         reply["tty"] = reply["known"] and run.terminal is not None
-        self.reply(reply, run.terminal if reply["tty"] else None)
+        self.line.reply(reply, run.terminal if reply["tty"] else None)
 
     def on_signal(self, message):
         """Send a signal to every process of a running execution."""
@@ -460,7 +444,7 @@ class Keeper:
     def on_status(self, message):
         """Everything this node does, for people."""
         now = time.monotonic()
-        self.reply(
+        self.line.reply(
             {
                 "t": "status",
                 "req": message["req"],
@@ -491,7 +475,7 @@ class Keeper:
         """A newer agent wants this place: leave if nothing would be lost by it."""
         idle = not self.runs and not self.queues and not self.holds and not self.ledger.stuck
         self.retiring = idle
-        self.reply({"t": "retiring", "req": message["req"], "yes": idle})
+        self.line.reply({"t": "retiring", "req": message["req"], "yes": idle})
 
     def describe(self):
         """The node's room, for clients."""
@@ -505,104 +489,6 @@ class Keeper:
             "free_gpus": room.free_gpus,
             "means": self.enforcer.means(),
         }
-
-    # ---------------------------------------------------------------- the talker's line
-
-    def reply(self, head, fd=None):
-        """Answer the talker. A descriptor travels with the first byte of its frame, so what waits goes first."""
-        if self.talker is None:
-            return
-        data = frames.encode(0, head)
-        if fd is not None:
-            try:
-                self.talker.setblocking(True)
-                self.talker.settimeout(5.0)
-                self.talker.sendall(self.talker_out)
-                self.talker_out = bytearray()
-                self.talker.sendmsg(
-                    [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]).tobytes())]
-                )
-                self.talker.setblocking(False)
-            except OSError:
-                self._drop_talker()
-            return
-        self.talker_out += data
-        self._write_talker()
-
-    def _flush(self):
-        """Send the events gathered: one message per owner, their text as it is on the log, so that nobody in between parses it."""
-        lines = self.ledger.take_unsent()
-        if self.talker is None or not lines:
-            return
-        owners = {}
-        for owner, number, text, ended in lines:
-            owners.setdefault(owner, []).append((number, text, ended))
-        for owner, events in owners.items():
-            for part in _portions(events):
-                head = {"t": "events", "owner": owner, "first": part[0][0], "last": part[-1][0]}
-                # Whoever follows one of these looks for its end in this very part.
-                head["ended"] = [ended for _, _, ended in part if ended is not None]
-                self.talker_out += frames.encode(
-                    0, head, b"[" + b",".join(text for _, text, _ in part) + b"]"
-                )
-        self._write_talker()
-
-    def _write_talker(self):
-        if not self.talker_out:
-            return
-        try:
-            sent = self.talker.send(self.talker_out)
-            del self.talker_out[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._drop_talker()
-            return
-        if len(self.talker_out) > UNREAD_MOST:
-            self._drop_talker()
-            return
-        wanted = bool(self.talker_out)
-        if wanted != self.wants_write:
-            self.wants_write = wanted
-            self.poll.modify(self.talker.fileno(), select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
-
-    def _take_talker(self, connection):
-        if self.talker is not None:
-            self._drop_talker()
-        connection.setblocking(False)
-        self.talker = connection
-        self.talker_in = frames.Decoder()
-        self.talker_out = bytearray()
-        self.wants_write = False
-        self.poll.register(connection.fileno(), select.EPOLLIN)
-
-    def _drop_talker(self):
-        self.poll.unregister(self.talker.fileno())
-        self.talker.close()
-        self.talker = None
-        self.talker_out = bytearray()
-        self.present = frozenset()
-
-    def _read_talker(self):
-        try:
-            data = self.talker.recv(1 << 20)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._drop_talker()
-            return
-        try:
-            for _stream, raw, _body, _size in self.talker_in.feed(data):
-                head = frames.parse_head(raw)
-                getattr(self, "on_" + head["t"])(head)
-        except (frames.FrameError, KeyError, TypeError, AttributeError, ValueError) as error:
-            # The talker lets nothing through that is no message, so this is a fault of ours: begin a new line.
-            sys.stderr.write("keeper: bad message: %r\n" % (error,))
-            sys.stderr.flush()
-            if self.talker is not None:
-                self._drop_talker()
 
     # ---------------------------------------------------------------- the loop
 
@@ -624,14 +510,11 @@ class Keeper:
                     os.read(wake_in, 4096)
                     self.ends.wait_children()
                 elif fd == listener.fileno():
-                    self._take_talker(listener.accept()[0])
+                    self.line.take(listener.accept()[0])
                 elif fd in self.terminals:
                     self._pump(fd)
-                elif self.talker is not None and fd == self.talker.fileno():
-                    if mask & select.EPOLLOUT:
-                        self._write_talker()
-                    if self.talker is not None and mask & ~select.EPOLLOUT:
-                        self._read_talker()
+                elif fd == self.line.fd:
+                    self.line.on_ready(mask)
             now = time.monotonic()
             self.timers.run_due(now)
             if self.fresh and now - self.fresh[0].started >= ANNOUNCE_S:
@@ -643,7 +526,7 @@ class Keeper:
                 or len(unsent) >= GATHER_MOST
                 or time.monotonic() - self.ledger.unsent_since >= GATHER_S
             ):
-                self._flush()
+                self.line.send_events(self.ledger.take_unsent())
         self.enforcer.close()
         self.ledger.close()
 
@@ -670,14 +553,7 @@ class Keeper:
     def _look_around(self):
         """See whether the disk takes more again, and whether our folder is still ours."""
         self.ledger.retry()
-        try:
-            mine = os.fstat(self.lock)
-            there = os.stat(os.path.join(self.folder, "keeper.lock"))
-            self.gone = (mine.st_ino, mine.st_dev) != (there.st_ino, there.st_dev)
-        except FileNotFoundError:
-            self.gone = True
-        except OSError:
-            pass  # A disk that answers with errors may come back.
+        self.gone = not doors.still_ours(self.folder, "keeper", self.lock)
         if self.gone:
             # Whoever looks for us finds another agent, or none: what we run would be run twice.
             for key in list(self.queues.keys()):
@@ -689,58 +565,25 @@ class Keeper:
 
     def _is_done(self):
         busy = self.runs or self.queues or self.holds
-        if busy or (self.talker is not None and not self.retiring):
+        if busy or (self.line.is_open and not self.retiring):
             self.busy_since = time.monotonic()
             return self.gone and not self.runs
         return self.retiring or self.gone or time.monotonic() - self.busy_since > self.idle_s
 
 
-def _portions(events):
-    """Cut a list of (number, text, ended) so that each portion fits a frame."""
-    part, size = [], 0
-    for entry in events:
-        if part and size + len(entry[1]) > frames.MAX_BODY // 2:
-            yield part
-            part, size = [], 0
-        part.append(entry)
-        size += len(entry[1]) + 1
-    if part:
-        yield part
-
-
 def serve(folder, ready):
     """Be the keeper of this state folder; returns at once when there is one already. `ready(text)` says how it went."""
-    lock = os.open(os.path.join(folder, "keeper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        ready("ok")
-        return
-    node.sign(lock)
-    processes.set_name("orch-keeper")
-    try:
-        os.chdir(folder)
+        lock = doors.claim(folder, "keeper")
+        if lock is None:
+            ready("ok")
+            return
         keeper = Keeper(folder, lock)
         keeper.recover()
-        try:
-            os.unlink("keeper.sock")
-        except FileNotFoundError:
-            pass
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Executions inherit this process's umask, so it is the person's own but for this moment.
-        old = os.umask(0o177)
-        listener.bind("keeper.sock")
-        os.umask(old)
-        listener.listen(8)
-        os.chdir("/")
+        listener = doors.listen(folder, "keeper")
     except OSError as error:
         ready("%s: %s" % (error.filename or folder, os.strerror(error.errno or 0)))
         return
     ready("ok")
     keeper.run(listener)
-    # Only now, with the lock still held: nobody else can have put a socket there.
-    if not keeper.gone:
-        try:
-            os.unlink(os.path.join(folder, "keeper.sock"))
-        except OSError:
-            pass
+    doors.leave(folder, "keeper", lock)

@@ -60,6 +60,17 @@ def sign(lock):
         pass  # A full disk is no reason not to serve.
 
 
+def still_holds(lock, path):
+    """Whether a lock file is still the one found under its name: else the folder was removed, and perhaps made anew."""
+    try:
+        mine, there = os.fstat(lock), os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # A disk that answers with errors may come back.
+    return (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev)
+
+
 def state_id(folder):
     """A name for this state folder's contents: a new one tells a client that what it left here is gone."""
     path = os.path.join(folder, "id")

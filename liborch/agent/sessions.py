@@ -257,6 +257,11 @@ class Session:
             if not isinstance(head["owner"], str) or not head["owner"]:
                 raise ValueError("no owner: %.80r" % (head["owner"],))
             head["ack"] = int(head.get("ack") or 0)
+            # An owner speaks through one session. What an older one still had to say may be out of date by now: an order that
+            # was recalled since must not come in late.
+            for other in list(self.talker.sessions.values()):
+                if other is not self and other.owner == head["owner"]:
+                    other.close()
             self.owner = head["owner"]
             self.attach_message = head
             self.last_sent = max(self.last_sent, head["ack"])

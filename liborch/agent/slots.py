@@ -54,6 +54,20 @@ class Room:
         heapq.heappush(self._freed, slot)
 
 
+class Hold:
+    """Room kept for a client that runs commands in it one after the other."""
+
+    __slots__ = ("cores", "gpus", "key", "needs", "owner", "slot")
+
+    def __init__(self, owner, key, slot, needs, gpus, cores):
+        self.owner = owner
+        self.key = key
+        self.slot = slot
+        self.needs = needs
+        self.gpus = gpus
+        self.cores = cores
+
+
 class Queues:
     """Orders that wait: first come, first served within an owner; owners take turns."""
 

@@ -9,7 +9,7 @@ Here are the loop and the keeper's line; clients are `sessions.py`'s, output is 
 
 import array
 import collections
-import fcntl
+import errno
 import json
 import os
 import select
@@ -18,12 +18,12 @@ import socket
 import time
 
 try:
-    from . import frames, keeper, node, processes, relay, sessions
+    from . import doors, frames, keeper, node, relay, sessions
 except ImportError:
+    import doors
     import frames
     import keeper
     import node
-    import processes
     import relay
     import sessions
 
@@ -39,8 +39,9 @@ _ASKED_AGAIN = ("status", "retire")
 class Talker:
     """See the module's text."""
 
-    def __init__(self, folder, code_hash, idle_s=IDLE_S):
+    def __init__(self, folder, lock, code_hash, idle_s=IDLE_S):
         self.folder = folder
+        self.lock = lock
         self.code_hash = code_hash
         self.idle_s = idle_s
         #: The keeper makes room for a newer agent, so this has to go, too.
@@ -145,6 +146,9 @@ class Talker:
         self.waiting.clear()
         while self.incoming_fds:
             os.close(self.incoming_fds.popleft())
+        if not doors.still_ours(self.folder, "talker", self.lock):
+            # Another agent lives there now, and has a talker of its own.
+            raise OSError(errno.ENOENT, "our folder was removed", self.folder)
         self.reach_keeper()
         for session in list(self.sessions.values()):
             if session.attach_message is not None:
@@ -252,37 +256,20 @@ class Talker:
 
 
 def serve(folder, ready, code_hash=""):
-    """Be the talker of this state folder; returns at once when there is one already."""
-    lock = os.open(os.path.join(folder, "talker.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        ready("ok")
-        return
-    node.sign(lock)
-    processes.set_name("orch-talker")
+    """Be the talker of this state folder; returns at once when there is one already. `ready(text)` says how it went."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     try:
-        talker = Talker(folder, code_hash)
+        lock = doors.claim(folder, "talker")
+        if lock is None:
+            ready("ok")
+            return
+        talker = Talker(folder, lock, code_hash)
         talker.reach_keeper()
-        os.chdir(folder)
-        try:
-            os.unlink("talker.sock")
-        except FileNotFoundError:
-            pass
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        old = os.umask(0o177)
-        listener.bind("talker.sock")
-        os.umask(old)
-        listener.listen(32)
-        os.chdir("/")
+        listener = doors.listen(folder, "talker")
     except OSError as error:
         ready("%s: %s" % (error.filename or folder, error.strerror or error))
         return
     ready("ok")
     talker.run(listener)
-    try:
-        os.unlink(os.path.join(folder, "talker.sock"))
-    except OSError:
-        pass
+    doors.leave(folder, "talker", lock)

@@ -100,6 +100,12 @@ class Node:
         if number == signal.SIGKILL:
             until(f"the {name}'s end", lambda: not alive(pid))
 
+    def replace_keeper(self, client: Client) -> dict[str, Any]:
+        """Kill the keeper and wait until the client was attached to the next: what it says before may be lost."""
+        client.settle()
+        self.kill("keeper")
+        return client.control("attached")
+
     def log(self) -> list[Any]:
         """Every line of the node's log."""
         lines = []

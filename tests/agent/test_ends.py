@@ -85,7 +85,7 @@ def test_other_processes_of_the_same_person_survive_every_clean_up(node: Node) -
         client.event("started", "x")
         client.tell("cancel", "x")
         client.ended("x")
-        node.kill("keeper")
+        node.replace_keeper(client)
         client.run("true", "y")
         assert bystander.poll() is None
     finally:

@@ -74,7 +74,7 @@ def test_large_output_is_kept_until_it_was_fetched_also_over_a_new_keeper(node: 
     end = client.run("seq 50000")
     client.ack()
     client.settle()
-    node.kill("keeper")
+    node.replace_keeper(client)
     client.run("true", "y")
     output = client.follow("x", final={"out": end["out_size"], "err": 0})
     assert output.sizes["out"] == end["out_size"] == 288894
