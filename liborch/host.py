@@ -30,6 +30,7 @@ from liborch.errors import SpecError
 from liborch.places import Places, places
 from liborch.profiles.find import find_host
 from liborch.specs import ExecutionSpec, HostProfile, Resources
+from liborch.ssh import Limits
 
 
 class Slot:
@@ -133,6 +134,7 @@ async def open_host(
     environment: Mapping[str, str] | None = None,
     where: Places | None = None,
     policy: Policy | None = None,
+    limits: Limits | None = None,
     accept_new: bool = False,
     title: str = "",
 ) -> AsyncIterator[Host]:
@@ -144,6 +146,7 @@ async def open_host(
         environment: Instead of os.environ, for finding profiles and files.
         where: The same, ready-made.
         policy: Retries of links and so on.
+        limits: What is asked of SSH servers at most, and how soon a silent link is given up.
         accept_new: Take an unknown host key on trust and remember it.
 
     Raises:
@@ -160,6 +163,7 @@ async def open_host(
         folders,
         details=details_of(profile, folders),
         policy=policy,
+        limits=limits,
         accept_new=accept_new,
     ) as driver:
         for target in targets_of(profile):

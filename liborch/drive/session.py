@@ -20,7 +20,7 @@ from liborch.errors import StorageError
 from liborch.journal import DriverLock, Journal, Writer
 from liborch.places import Places
 from liborch.specs import HostProfile
-from liborch.ssh import Pool
+from liborch.ssh import Limits, Pool
 
 
 @contextlib.asynccontextmanager
@@ -32,6 +32,7 @@ async def driving(
     *,
     details: str = "{}",
     policy: Policy | None = None,
+    limits: Limits | None = None,
     accept_new: bool = False,
     take_over: bool = False,
     debug: Callable[[str], None] | None = None,
@@ -61,7 +62,7 @@ async def driving(
         else:
             await writer.run(lambda journal: journal.begin(orchestration, kind, title, details))  # type: ignore[arg-type]
         config = str(folders.ssh_config) if folders.ssh_config is not None else None
-        pool = Pool(config_file=config, accept_new=accept_new, debug=debug)
+        pool = Pool(limits, config_file=config, accept_new=accept_new, debug=debug)
         driver = Driver(
             orchestration,
             writer,

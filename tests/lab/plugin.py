@@ -30,6 +30,12 @@ def _need_lab() -> None:
 
 
 @pytest.fixture(scope="session")
+def need_lab() -> None:
+    """Skips, or fails, where no lab can be built."""
+    _need_lab()
+
+
+@pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Three hosts shared by the session's tests. Leave them as you found them."""
     _need_lab()
