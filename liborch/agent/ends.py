@@ -157,7 +157,7 @@ class Ends:
                 fields = processes.stat_fields(pid)
                 if fields is not None and fields[0] not in "ZX":
                     known[pid] = fields[4]
-        return processes.members((run.key,), mains, known)
+        return processes.members((run.mark,), mains, known)
 
     def _signal_all(self, run, number):
         rest = self._rest(run)

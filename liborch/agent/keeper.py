@@ -88,16 +88,18 @@ class Keeper:
         self.expiry = self.timers.at(0.0, self._expire_owners)
         self.room = slots.Room(len(node.cores()), node.memory_bytes(), node.gpus())
         self.cores = enforce.Cores(node.numa_nodes())
-        self.enforcer = enforce.Enforcer("%d-%s" % (os.getuid(), node.state_id(folder)[:12]))
+        #: Names this agent among all that ever ran here, in marks of processes and names of cgroups.
+        self.tag = node.state_id(folder)[:12]
+        self.enforcer = enforce.Enforcer("%d-%s" % (os.getuid(), self.tag))
         self.captures = captures.Captures(os.path.join(folder, "captures"))
-        self.starter = starts.Starter(node.name(), self.captures, self.enforcer)
+        self.starter = starts.Starter(node.name(), self.tag, self.captures, self.enforcer)
         self.ledger = ledger.Ledger(folder)
-        self.strays = strays.Strays()
+        self.strays = strays.Strays(self.tag)
         self.ends = ends.Ends(self.ledger, self.timers, self.strays, self.captures, self.runs, self._free)
 
     def recover(self):
         """Rebuild from the log. Raises OSError when it cannot be opened."""
-        waiting, held = recovery.recover(self.ledger, self.captures, self.enforcer, node.boot_id())
+        waiting, held = recovery.recover(self.ledger, self.captures, self.enforcer, node.boot_id(), self.tag)
         if self.ledger.capacity:
             self.room.resize(*self.ledger.capacity)
         for key in held:

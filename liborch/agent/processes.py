@@ -1,6 +1,6 @@
 """Start, recognise and signal processes. Knows Linux; decides nothing.
 
-Every process of an execution carries ``ORCHESTRA_EXECUTION=<id>.<attempt>`` in its environment: that, with its start
+Every process of an execution carries ``ORCHESTRA_EXECUTION=<id>.<attempt>@<agent>`` in its environment: that, with its start
 time, is how survivors are told from other people's processes before any signal is sent.
 """
 
@@ -127,7 +127,7 @@ def stat_fields(pid):
 
 
 def mark_of(pid):
-    """Return `<id>.<attempt>` of the execution a process belongs to, or "" when it has no mark or is not ours to read."""
+    """Return `<id>.<attempt>@<agent>` of the execution a process belongs to, or "": it has no mark or is not ours to read."""
     try:
         with open("/proc/%d/environ" % pid, "rb") as file:
             text = file.read()

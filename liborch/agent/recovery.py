@@ -19,15 +19,15 @@ except ImportError:
 _LOOKS_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
 
 
-def reap(keys, folder, enforcer):
-    """Kill every process of these attempts of an earlier keeper. `folder`: that of the capture files."""
+def reap(marks, folder, enforcer):
+    """Kill every process with these marks, of an earlier keeper. `folder`: that of the capture files."""
     for wait_s in _LOOKS_S:
         known = processes.writers_below(os.fsencode(folder))
         for pid in enforcer.inside():
             fields = processes.stat_fields(pid)
             if fields is not None:
                 known[pid] = fields[4]
-        found = processes.members(keys, (), known)
+        found = processes.members(marks, (), known)
         if not found:
             return
         for pid, start in found.items():
@@ -35,7 +35,7 @@ def reap(keys, folder, enforcer):
         time.sleep(wait_s)
 
 
-def recover(ledger, captures, enforcer, boot):
+def recover(ledger, captures, enforcer, boot, tag):
     """Bring the ledger up to date; returns (orders that still wait, as {key: order}, keys of holds that were granted).
 
     Raises OSError when the log cannot be opened.
@@ -44,7 +44,7 @@ def recover(ledger, captures, enforcer, boot):
     ledger.begin(boot)
     if past.claims:
         reap(
-            {key for key, (_slot, claimed) in past.claims.items() if claimed == boot},
+            {starts.mark(key, tag) for key, (_slot, claimed) in past.claims.items() if claimed == boot},
             captures.folder,
             enforcer,
         )

@@ -49,6 +49,7 @@ class Run:
         "key",
         "killed_at",
         "main_gone",
+        "mark",
         "means",
         "order",
         "over_memory",
@@ -69,6 +70,8 @@ class Run:
     def __init__(self, order, key):
         self.order = order
         self.key = key
+        #: What its processes carry in their environment. Two agents may have been handed the very same attempt.
+        self.mark = ""
         self.x = order["x"]
         self.a = order["a"]
         self.owner = order["o"]
@@ -103,6 +106,11 @@ class Run:
         self.started_wall = time.time()
 
 
+def mark(key, tag):
+    """Return what marks the processes of an attempt that the agent `tag` started."""
+    return "%s@%s" % (key, tag)
+
+
 def ended_fields(code, number, reason, why=""):
     """The verdict part of an ended event."""
     return {"code": code, "signal": number, "reason": reason, "why": why}
@@ -111,7 +119,8 @@ def ended_fields(code, number, reason, why=""):
 class Starter:
     """See the module's text."""
 
-    def __init__(self, name, capture_files, enforcer):
+    def __init__(self, name, tag, capture_files, enforcer):
+        self._tag = tag
         self._name = to_bytes(name)
         self._captures = capture_files
         self._enforcer = enforcer
@@ -134,6 +143,7 @@ class Starter:
         Raises OSError as exec would, ValueError and TypeError for what cannot be given to a program.
         """
         order = run.order
+        run.mark = mark(run.key, self._tag)
         env = self._environment_of(run, gpus)
         folder = self._folder(order)
         argv = [to_bytes(word) for word in order.get("argv") or ()]
@@ -169,7 +179,7 @@ class Starter:
         env = dict(self._environment)
         for name, value in (order.get("env") or {}).items():
             env[to_bytes(name)] = to_bytes(value)
-        env[_MARK] = to_bytes(run.key)
+        env[_MARK] = to_bytes(run.mark)
         env[b"RUNAWAY_UUID"] = to_bytes(run.x)
         env[b"RUNAWAY_HANDLE_ID"] = b"%d" % run.slot
         env[b"RUNAWAY_NODE_ID"] = to_bytes(order["node"]) if order.get("node") else self._name

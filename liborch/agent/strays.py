@@ -18,7 +18,8 @@ except ImportError:
 class Strays:
     """See the module's text."""
 
-    def __init__(self):
+    def __init__(self, tag):
+        self._end_of_mark = "@" + tag
         self.is_subreaper = processes.become_subreaper()
         try:
             self._children = os.open("/proc/self/task/%d/children" % os.getpid(), os.O_RDONLY | os.O_CLOEXEC)
@@ -54,7 +55,7 @@ class Strays:
         Returns whether there is anything, or anything that may be.
         """
         if not self._sees:
-            found = processes.members({run.key})
+            found = processes.members((run.mark,))
             run.adopted.update(found)
             return bool(found)
         mine = doubt = False
@@ -66,19 +67,23 @@ class Strays:
             fields = processes.stat_fields(pid)
             if fields is None or fields[0] in "ZX" or self._kept.get(pid) == fields[4]:
                 continue
-            mark = processes.mark_of(pid)
-            if mark == run.key or (mark not in runs and processes.writes_to(pid, paths)):
+            key = self._key_of(pid)
+            if key == run.key or (key not in runs and processes.writes_to(pid, paths)):
                 run.adopted[pid] = fields[4]
                 self._suspects.pop(pid, None)
                 mine = True
-            elif mark in runs:
+            elif key in runs:
                 continue
-            elif mark:
+            elif key:
                 self._kept[pid] = fields[4]  # of one that ended and was to leave it
             elif pid not in self._suspects:
                 self._suspects[pid] = (fields[4], set(runs))
                 doubt = True
         return mine or doubt
+
+    def _key_of(self, pid):
+        mark = processes.mark_of(pid)
+        return mark[: -len(self._end_of_mark)] if mark.endswith(self._end_of_mark) else ""
 
     def may_stay(self, run):
         """What is left of this execution was meant to be left."""

@@ -128,7 +128,8 @@ class Node:
             except OSError:
                 continue
             ours = f"ORCHESTRA_AGENT_STATE={self.state}".encode() in words
-            if ours and any(word.startswith(f"ORCHESTRA_EXECUTION={x}".encode()) for word in words):
+            mark = f"ORCHESTRA_EXECUTION={x}.".encode() if x else b"ORCHESTRA_EXECUTION="
+            if ours and any(word.startswith(mark) for word in words):
                 found += [int(name)] if alive(int(name)) else []
         return found
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,19 @@ def test_ids_of_gpus_reach_the_execution_and_no_two_get_the_same(node: Node) -> 
     assert seen[2]["start"] >= min(end["start"] + end["dur"] for end in seen[:2]) - 0.01
     client.sh("many", "true", gpus=3)
     assert "this node has" in client.event("refused", "many")["why"]
+
+
+def test_two_agents_with_the_very_same_execution_leave_each_others_alone(
+    make_node: Callable[..., Node],
+) -> None:
+    one, two = make_node(), make_node()
+    first, second = one.client("me"), two.client("me")
+    for client in (first, second):
+        client.sh("x", "setsid sleep 300 & sleep 300")
+        client.event("started", "x")
+    first.tell("cancel", "x")
+    assert first.ended("x")["reason"] == "cancelled"
+    one.replace_keeper(first)
+    second.settle()
+    assert (one.marked("x"), len(two.marked("x"))) == ([], 3)
+    assert second.count("ended") == 0
