@@ -96,10 +96,10 @@ def test_many_executions_share_few_files(node: Node) -> None:
 @pytest.mark.parametrize(
     "writer",
     [
-        "(while :; do echo WRONG; sleep 0.005; done) &",
-        "(setsid sh -c 'while :; do echo WRONG; sleep 0.005; done' &)",
-        f"({HIDE} 'while :; do echo WRONG; sleep 0.005; done' &)",
-        f"({HIDE} 'exec 3>&1 >/dev/null 2>&1; while :; do echo WRONG >&3; sleep 0.005; done' &)",
+        "(for n in $(seq 1500); do echo WRONG; sleep 0.005; done) &",
+        "(setsid sh -c 'for n in $(seq 1500); do echo WRONG; sleep 0.005; done' &)",
+        f"({HIDE} 'for n in $(seq 1500); do echo WRONG; sleep 0.005; done' &)",
+        f"({HIDE} 'exec 3>&1 >/dev/null 2>&1; for n in $(seq 1500); do echo WRONG >&3; sleep 0.005; done' &)",
     ],
 )
 @pytest.mark.parametrize("keep", [False, True])
