@@ -42,9 +42,19 @@ def own_folders(ssh_config: Path | str | None = None) -> Iterator[dict[str, str]
         yield environment
 
 
-def report(bench: str, value: float, unit: str, *, better: str, command: str, ratio: float | None = None, **more: Any) -> None:
+def report(
+    bench: str, value: float, unit: str, *, better: str, command: str, ratio: float | None = None, **more: Any
+) -> None:
     """Print one measure. Only called once the work was checked."""
-    line = {"bench": bench, "value": value, "unit": unit, "ratio": ratio, "better": better, "checked": True, "command": command}
+    line = {
+        "bench": bench,
+        "value": value,
+        "unit": unit,
+        "ratio": ratio,
+        "better": better,
+        "checked": True,
+        "command": command,
+    }
     print(json.dumps({**line, **more}), flush=True)
 
 

@@ -40,7 +40,9 @@ async def run(host: object, count: int) -> float:
 async def measure(environment: dict[str, str], name: str) -> None:
     import liborch
 
-    profile = liborch.HostProfile(name=name, ssh=name, slots=__import__("liborch.specs").specs.SlotSpec(count=4))
+    profile = liborch.HostProfile(
+        name=name, ssh=name, slots=__import__("liborch.specs").specs.SlotSpec(count=4)
+    )
     ours: list[float] = []
     theirs: list[float] = []
     async with liborch.open_host(profile, environment=environment) as host:

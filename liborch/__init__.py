@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from liborch.drive.driver import Execution
+    from liborch.drive.execution import Execution
     from liborch.drive.results import Result
     from liborch.host import Host, Slot, as_completed, open_host
     from liborch.specs import ExecutionSpec, HostProfile, Resources
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Execution": "liborch.drive.driver",
+    "Execution": "liborch.drive.execution",
     "ExecutionSpec": "liborch.specs",
     "Host": "liborch.host",
     "HostProfile": "liborch.specs",

@@ -21,7 +21,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from liborch.core.things import Policy
-from liborch.drive.driver import Driver, Execution
+from liborch.drive.driver import Driver
+from liborch.drive.execution import Execution
 from liborch.drive.outputs import OnOutput
 from liborch.drive.results import Result
 from liborch.drive.session import details_of, driving

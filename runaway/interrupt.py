@@ -7,7 +7,8 @@ import os
 import signal
 from types import TracebackType
 
-from liborch.drive.driver import Driver, Execution
+from liborch.drive.driver import Driver
+from liborch.drive.execution import Execution
 from runaway.messages import Messages
 
 #: After the second Ctrl-C, cancelling may take so long, in seconds.

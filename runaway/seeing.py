@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from liborch.drive.driver import Driver, Execution
+from liborch.drive.driver import Driver
+from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.errors import OrchestraError
 from liborch.quantities import format_size

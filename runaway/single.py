@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from liborch import patterns
 from liborch.core.things import Policy
-from liborch.drive.driver import Driver, Execution
+from liborch.drive.driver import Driver
+from liborch.drive.execution import Execution
 from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of
 from liborch.drive.transfers import Snapshots

@@ -11,7 +11,7 @@ import termios
 import tty
 from collections.abc import Iterator
 
-from liborch.drive.driver import Execution
+from liborch.drive.execution import Execution
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ import msgspec
 
 from liborch.core import events as ev
 from liborch.core.things import Policy
-from liborch.drive.driver import Driver, Execution
+from liborch.drive.driver import Driver
+from liborch.drive.execution import Execution
 from liborch.drive.orders import spec_from_json
 from liborch.drive.outputs import OnOutput, Sink
 from liborch.drive.session import driving

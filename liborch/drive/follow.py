@@ -13,7 +13,7 @@ from liborch.errors import TransferError
 STUCK_S = 1.0
 
 if TYPE_CHECKING:
-    from liborch.drive.driver import Execution
+    from liborch.drive.execution import Execution
 
 
 async def follow(link: AgentLink, execution: Execution, final: dict[str, int] | None) -> bool:

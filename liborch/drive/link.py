@@ -286,9 +286,7 @@ class FrameLink:
         for at in range(0, len(orders), ORDERS):
             self._post_orders(common, orders[at : at + ORDERS])
 
-    def _post_orders(
-        self, common: dict[str, Any], orders: Sequence[tuple[str, int, dict[str, Any]]]
-    ) -> None:
+    def _post_orders(self, common: dict[str, Any], orders: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
         try:
             self._post(frames.encode(0, {"t": "order", "common": common, "orders": orders}))
         except frames.FrameError:
@@ -346,7 +344,7 @@ class FrameLink:
         # What was told last (an acknowledgement, a cancel) still goes out, if the link takes it.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                while self._out_bytes > 0 and self._lost is None:
+                while self._out_bytes > 0 and self._lost is None:  # noqa: ASYNC110 - a matter of milliseconds
                     await asyncio.sleep(0.001)
         for task in self._tasks:
             task.cancel()

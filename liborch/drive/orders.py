@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from liborch.core import events as ev
 from liborch.profiles import procedures
 from liborch.specs import ExecutionSpec, Transfer
 
@@ -67,3 +68,24 @@ def remote_folder(transfer: Transfer, directory: str) -> str:
     for name in ("${RUNAWAY_PATH}", "$RUNAWAY_PATH"):
         text = text.replace(name, directory)
     return text
+
+
+def submitted(x: str, spec: ExecutionSpec, batch: str, lease: str, *, is_slot: bool = False) -> ev.Submitted:
+    """The core's view of a spec."""
+    resources = spec.resources
+    transfer = spec.transfer
+    return ev.Submitted(
+        x,
+        batch,
+        resources.counted_cpus,
+        resources.memory_bytes,
+        resources.gpus,
+        spec.priority,
+        spec.walltime_s,
+        spec.retries,
+        spec.retry_on,
+        staged=transfer is not None,
+        collected=transfer is not None,
+        lease=lease,
+        is_slot=is_slot,
+    )

@@ -14,7 +14,8 @@ import msgspec
 
 from liborch.core.things import Policy
 from liborch.drive.control import Control
-from liborch.drive.driver import Driver, unbroken
+from liborch.drive.driver import Driver
+from liborch.drive.ground import unbroken
 from liborch.drive.transfers import Snapshots
 from liborch.errors import StorageError
 from liborch.journal import DriverLock, Journal, Writer

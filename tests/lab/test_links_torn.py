@@ -11,7 +11,7 @@ import pytest
 
 import liborch
 from liborch.core.machine import Policy
-from liborch.drive.driver import Execution
+from liborch.drive.execution import Execution
 from liborch.ssh import Limits
 from tests.cli.person import Person
 from tests.lab.hosts import Host, Lab

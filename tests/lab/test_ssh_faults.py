@@ -31,7 +31,7 @@ def pool_of(lab: Lab, limits: Limits = QUICK, *, accept_new: bool = False) -> Po
 
 async def until(true: Callable[[], bool], timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
-        while not true():  # noqa: ASYNC110 - what is waited for happens on another host
+        while not true():
             await asyncio.sleep(0.002)
 
 

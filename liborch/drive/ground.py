@@ -1,0 +1,182 @@
+"""What every part of a driver stands on: the core, the executions, the nodes, the tasks, and how failing is told.
+
+`links.py`, `errands.py` and `driver.py` build on it, in this order; the driver is the one to make.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from liborch.core import events as ev
+from liborch.core.machine import Orchestration
+from liborch.core.things import Policy
+from liborch.drive.execution import Execution
+from liborch.drive.targets import Target
+from liborch.drive.transfers import Snapshots
+from liborch.errors import (
+    InvariantError,
+    OrchestraError,
+)
+from liborch.journal import NewExecution, Writer
+from liborch.ssh import Pool
+
+if TYPE_CHECKING:
+    from liborch.transfer.send import Progress
+
+#: Told what happens: (what, execution, fields). For people's messages; decides nothing.
+Listener = Callable[[str, str, dict[str, Any]], None]
+
+
+class Ground:
+    """State shared by the parts of a driver. Its arguments are the driver's."""
+
+    def __init__(
+        self,
+        orchestration: str,
+        writer: Writer,
+        pool: Pool,
+        state_folder: Path,
+        *,
+        policy: Policy | None = None,
+        snapshots: Snapshots | None = None,
+        listener: Listener | None = None,
+        progress: Callable[[str, str], Progress | None] | None = None,
+    ) -> None:
+        self.orchestration = orchestration
+        self.core = Orchestration(policy, random.Random())
+        self.executions: dict[str, Execution] = {}
+        self.targets: dict[str, Target] = {}
+        self.snapshots = snapshots or Snapshots(None)
+        #: Set by a caller who leaves on purpose: what runs goes on.
+        self.detached = False
+        #: What made it impossible to go on.
+        self.fatal: BaseException | None = None
+        #: {execution: {node: its folder there}}
+        self._folders: dict[str, dict[str, str]] = {}
+        #: {execution: why it could not be brought to its node}
+        self._errors: dict[str, OrchestraError] = {}
+        #: Over for the core; the last of their output is on its way.
+        self._finishing: dict[str, Execution] = {}
+        self._writer = writer
+        self._pool = pool
+        self._state_folder = state_folder
+        self._listener = listener
+        self._progress = progress or (lambda _what, _x: None)
+        self._inbox: list[ev.AnyEvent] = []
+        self._new: list[NewExecution] = []
+        self._details: dict[str, dict[str, Any]] = {}
+        self._grants: dict[str, asyncio.Future[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_execution: dict[str, asyncio.Task[None]] = {}
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._wake = asyncio.Event()
+        self._linked = asyncio.Condition()
+        self._idle = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._offset = -self._clock()
+        self._count = 0
+        self._turned: asyncio.Future[None] | None = None
+        #: Tidying after what was cancelled while it was sent: `close` lets it finish, for a while.
+        self._tidying: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def __repr__(self) -> str:
+        return f"<Driver {self.orchestration[:8]}: {len(self.executions)} live, {len(self.targets)} nodes>"
+
+    def now(self) -> float:
+        """Seconds on the core's clock."""
+        return self._clock() + self._offset
+
+    def post(self, event: ev.AnyEvent) -> None:
+        """Put an event on its way to the core."""
+        self._inbox.append(event)
+        self._wake.set()
+
+    def _settle(self, execution: Execution, error: OrchestraError | None) -> None:
+        """Tell whoever awaits it."""
+        if error is None:
+            execution.result = execution.verdict
+        future = execution._get_future() if error is not None else execution._future
+        if future is None or future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+            # Not everybody awaits.
+            future.exception()
+        elif execution.result is not None:
+            future.set_result(execution.result)
+
+    def _look_idle(self) -> None:
+        if not self.executions and not self._finishing:
+            self._idle.set()
+
+    def _fail_everybody(self, error: BaseException) -> None:
+        """Nothing can go on: whoever waits for something hears of it."""
+        ours = as_ours(error)
+        for execution in (*self.executions.values(), *self._finishing.values()):
+            self._settle(execution, ours)
+        for grant in self._grants.values():
+            if not grant.done():
+                grant.set_exception(ours)
+        self._idle.set()
+
+    def _tell(self, what: str, x: str, **fields: Any) -> None:
+        if self._listener is not None:
+            self._listener(what, x, fields)
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _spawn_for(self, x: str, work: Any) -> None:
+        """One task at a time per execution: asking again replaces what a torn link left hanging."""
+        old = self._by_execution.pop(x, None)
+        if old is not None:
+            old.cancel()
+        task = self._spawn(work)
+        self._by_execution[x] = task
+
+        def gone(_task: asyncio.Task[None]) -> None:
+            if self._by_execution.get(x) is task:
+                del self._by_execution[x]
+
+        task.add_done_callback(gone)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self.fatal is None:
+            self.fatal = task.exception()
+            self._fail_everybody(task.exception() or InvariantError("a task ended"))
+
+
+def as_ours(error: BaseException) -> OrchestraError:
+    """What those who wait are told when the driver cannot go on."""
+    if isinstance(error, OrchestraError):
+        return error
+    ours = InvariantError(f"the driver ended: {error!r}")
+    ours.__cause__ = error
+    return ours
+
+
+async def unbroken(work: Coroutine[Any, Any, None]) -> None:
+    """See a bounded clean-up through to its end, however often the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:
+            break
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    await task

@@ -1,0 +1,144 @@
+"""A driver's links to its nodes: opening them, what their agents say, what is told when they are down."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from liborch.core import events as ev
+from liborch.drive.ground import Ground
+from liborch.drive.link import AgentEvent
+from liborch.drive.targets import Target
+from liborch.errors import (
+    AgentError,
+    HostUnreachable,
+    OrchestraError,
+    StorageError,
+)
+
+
+class Links(Ground):
+    """See the module's text."""
+
+    async def _connect(self, target: Target, attempt: int) -> None:
+        self._tell("connecting", "", node=target.name, attempt=attempt)
+        try:
+            link = await target.open(self._pool)
+        except (OrchestraError, OSError) as failure:
+            error = failure
+            if isinstance(error, OSError):
+                # No descriptors or processes left here, for now.
+                error = AgentError(target.name, f"cannot be connected to from here: {error}", retriable=True)
+            target.error = error
+            self._down(target, "unreachable", str(error))
+            # What went wrong on a node that worked before may pass: its disk was full, it was just starting.
+            passing = isinstance(error, AgentError | StorageError) and bool(target.state_id)
+            again = isinstance(error, HostUnreachable | AgentError) and error.retriable
+            if again or passing:
+                self.post(ev.LinkLost(target.name, str(error)))
+            else:
+                self.post(ev.LinkRefused(target.name, str(error)))
+            return
+        target.error = None
+        target.link = link
+        state_id = str(link.hello.get("state_id", ""))
+        if state_id != target.state_id:
+            # Another state folder counts its events from one again.
+            target.acked = target.received = target.told = 0
+            target.state_id = state_id
+        if link.hello.get("limits") and not target.told_limits:
+            target.told_limits = True
+            self._tell(
+                "limited", "", node=target.name, why=link.hello.get("why", ""), limits=link.hello["limits"]
+            )
+
+        def attached(head: dict[str, Any]) -> None:
+            self._on_attached(target, head)
+
+        def lost(why: str) -> None:
+            if target.link is link:
+                target.link = None
+                self._down(target, "lost", why)
+                self.post(ev.LinkLost(target.name, why))
+
+        await link.attach(
+            self.orchestration,
+            target.acked,
+            target.capacity,
+            lambda events: self._on_agent_events(target, events),
+            attached,
+            lost,
+            expand=[target.profile.directory],
+        )
+
+    def _down(self, target: Target, what: str, why: str) -> None:
+        if target.down_since is None:
+            target.down_since = time.time()
+        target.down_why = why
+        self._tell(what, "", node=target.name, why=why)
+
+    def _on_attached(self, target: Target, head: dict[str, Any]) -> None:
+        room = head["room"]
+        target.directory = head["expanded"][0] if head.get("expanded") else ""
+        holding = tuple((str(x), int(attempt), str(state)) for x, attempt, state in head["holding"])
+        target.down_since = None
+        self._tell("linked", "", node=target.name)
+        self.post(
+            ev.LinkOpened(
+                target.name,
+                target.state_id,
+                int(room["cpus"]),
+                int(room["memory_bytes"]),
+                len(room["gpus"]),
+                holding,
+            )
+        )
+        self._spawn(self._announce_link())
+
+    async def _announce_link(self) -> None:
+        async with self._linked:
+            self._linked.notify_all()
+
+    def _on_agent_events(self, target: Target, events: list[AgentEvent]) -> None:
+        inbox = self._inbox
+        for n, _owner, kind, x, attempt, detail in events:
+            if n <= target.received:
+                continue
+            target.received = n
+            if x in self.executions and kind in ("ended", "started", "held"):
+                self._details[x] = detail
+            if kind == "ended":
+                left = bool(detail.get("files"))
+                inbox.append(ev.Ended(x, attempt, detail["reason"], detail.get("code"), left))
+                if "outcome" in detail:
+                    self._read_outcome(detail)
+            elif kind == "started":
+                inbox.append(ev.Started(x, attempt))
+                self._tell("started", x, node=target.name, slot=detail.get("slot"))
+            elif kind == "held":
+                inbox.append(ev.Started(x, attempt))
+            elif kind == "unheld":
+                inbox.append(ev.Ended(x, attempt, "exit", 0))
+            elif kind == "recalled":
+                inbox.append(ev.Recalled(x, attempt))
+            elif kind == "refused":
+                inbox.append(ev.Refused(x, attempt, str(detail.get("why", ""))))
+            elif kind == "paused":
+                inbox.append(ev.Paused(x, attempt))
+            elif kind == "resumed":
+                inbox.append(ev.Continued(x, attempt))
+        self._wake.set()
+
+    @staticmethod
+    def _read_outcome(detail: dict[str, Any]) -> None:
+        from liborch.profiles import procedures
+
+        raw = detail.pop("outcome").encode("latin-1")
+        try:
+            detail["variables"] = procedures.parse_outcome(raw).variables
+        except OrchestraError as error:
+            detail["why"] = f"{detail.get('why', '')} {error}".strip()
+
+    async def _wait_link(self, target: Target) -> None:
+        async with self._linked:
+            await self._linked.wait_for(lambda: target.link is not None and bool(target.directory))
