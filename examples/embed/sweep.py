@@ -23,9 +23,7 @@ async def all_at_once(host: liborch.Host) -> None:
     """Submit more than there is room for; take results as they come, in whatever order."""
     squares = [
         host.submit(
-            ExecutionSpec(
-                argv=("sh", "-c", 'echo $(($1 * $1))', "sh", str(n)), resources=Resources(cpus=1)
-            )
+            ExecutionSpec(argv=("sh", "-c", "echo $(($1 * $1))", "sh", str(n)), resources=Resources(cpus=1))
         )
         for n in range(8)
     ]

@@ -150,8 +150,10 @@ class Orchestration(Placement):
 
     def _link_opened(self, event: ev.LinkOpened) -> None:
         node = self.nodes[event.node]
-        if node.link != "CONNECTING":
+        if node.link not in ("CONNECTING", "OPEN"):
             return
+        # Told again over an open link: the node's keeper was replaced, and what was on its way to the old one is gone.
+        was_open = node.link == "OPEN"
         self._move_link(node, "opened")
         if node.state == "LOST":
             # Given up, and there after all: nothing of ours may go on there that is recorded as lost.
@@ -172,9 +174,9 @@ class Orchestration(Placement):
         for item in list(node.items.values()):
             if item.state in AT_NODE:
                 self._reconcile(item, node, holding.pop((item.x, item.attempt), None))
-            elif item.state == "STAGING":
+            elif item.state == "STAGING" and not was_open:
                 self._out.append(act.Stage(item.x, node.name))
-            elif item.state == "COLLECTING":
+            elif item.state == "COLLECTING" and not was_open:
                 self._out.append(act.Collect(item.x, node.name))
         for (x, attempt), _state in holding.items():
             # Ours once, final or elsewhere by now: it must not run for nothing.

@@ -17,7 +17,7 @@ Link (to a node's agent)
 
 * CLOSED      nobody asked for it yet
 * CONNECTING  being opened
-* OPEN        events and orders flow
+* OPEN        events and orders flow; opened once more when the node's keeper was replaced meanwhile
 * BROKEN      torn; tried again at `retry_at`
 * REFUSED     will not get better by trying (host key, login, no such host): final until a person acts
 
@@ -90,7 +90,7 @@ EXECUTION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
 LINK_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
     "CLOSED": {"connect": "CONNECTING"},
     "CONNECTING": {"opened": "OPEN", "torn": "BROKEN", "refused": "REFUSED", "restart": "CLOSED"},
-    "OPEN": {"torn": "BROKEN", "refused": "REFUSED", "restart": "CLOSED"},
+    "OPEN": {"opened": "OPEN", "torn": "BROKEN", "refused": "REFUSED", "restart": "CLOSED"},
     "BROKEN": {"connect": "CONNECTING", "refused": "REFUSED", "restart": "CLOSED"},
     "REFUSED": {"restart": "CLOSED"},
 }

@@ -277,3 +277,14 @@ def test_the_same_events_and_seed_give_the_same_actions() -> None:
         return caused
 
     assert play(1) == play(1)
+
+
+def test_a_keeper_that_was_replaced_gets_the_orders_that_were_on_their_way_to_the_old_one() -> None:
+    story = Story()
+    story.node(cpus=2)
+    story.tell(ev.Submitted("a"), ev.Submitted("b"), ev.Submitted("f", staged=True))
+    story.tell(ev.Started("a", 1))
+    # Over the same link, the node tells what it holds: a runs, b never arrived.
+    told = story.opened("n1", cpus=2, holding=(("a", 1, "running"),))
+    assert told == [act.Hand("b", 1, "n1")]
+    assert story.link() == "OPEN"
