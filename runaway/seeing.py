@@ -52,7 +52,9 @@ async def see_through(
     say_end(result, messages, as_json=as_json)
     if interrupts.count:
         return 130
-    return 0 if no_ecode and result.reason == "exit" else result.exit_status
+    status = 0 if no_ecode and result.reason == "exit" else result.exit_status
+    # It did well, and yet something is not as it should be: its results are not here.
+    return 255 if status == 0 and result.why else status
 
 
 def say_end(result: Result, messages: Messages, *, as_json: bool) -> None:

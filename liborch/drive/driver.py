@@ -253,8 +253,7 @@ class Driver(Errands):
         for execution in (*self.executions.values(), *self._finishing.values()):
             if execution.sink is not None:
                 execution.sink.close()
-            if execution._future is not None:
-                self._settle(execution, left)
+            self._settle(execution, left)
         for grant in self._grants.values():
             if not grant.done():
                 grant.set_exception(left)

@@ -37,8 +37,6 @@ RECORD_BYTES = 8 << 10
 TRANSFER_TRIES = 3
 #: How often a disk of this machine that was full is tried again.
 DISK_S = 1.0
-
-
 #: After a verdict, output that is still under way is waited for so long without a link.
 LAST_OUTPUT_S = 10.0
 #: So many bytes of each output are put into a Result; all of it is in a file.
@@ -88,10 +86,11 @@ class Errands(Links):
                         target.name,
                         self._progress("sending", x),
                     )
-            except (TransferError, AgentError, StorageError) as error:
+            except OrchestraError as error:
                 if target.link is not link or target.link is None:
                     return
-                if not error.retriable or attempt == TRANSFER_TRIES or isinstance(error, StorageError):
+                passing = isinstance(error, TransferError | AgentError) and error.retriable
+                if not passing or attempt == TRANSFER_TRIES:
                     self._stage_failed(x, target, error)
                     return
                 await asyncio.sleep(0.2 * attempt)
