@@ -272,6 +272,8 @@ class Driver(Errands):
                 if self._closing and not self._inbox:
                     return
                 await self._turn()
+        except asyncio.CancelledError:
+            raise  # By `_shut`, which tells everybody.
         except BaseException as error:
             self.fatal = error
             self._fail_everybody(error)

@@ -1,6 +1,6 @@
 """A journal that stalls, disks that fill, nothing kept of what is over: the driver beside the work itself."""
 
-# ruff: noqa: ASYNC110, ASYNC221, ASYNC240 -- what a test sets up and looks at may block; nothing else runs meanwhile.
+# ruff: noqa: ASYNC221 -- what a test sets up and looks at may block; nothing else runs meanwhile.
 from __future__ import annotations
 
 import asyncio
@@ -90,7 +90,7 @@ async def test_work_goes_on_when_the_journal_has_room_again(here: Here, small_st
 async def test_leaving_with_a_journal_that_takes_nothing_is_bounded_and_says_so(
     here: Here, small_state: Path
 ) -> None:
-    with pytest.raises(StorageError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):  # noqa: PT012
         async with asyncio.timeout(60), liborch.open_host("local") as host:
             assert (await host.submit(["true"])).ok
             fill(small_state)
