@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from liborch.agent import frames
-from tests.agent.harness import ENTRY, Node, alive, high_water, until
+from tests.agent.harness import ENTRY, Client, Node, alive, high_water, until
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,10 @@ def test_an_exit_code_comes_home_from_a_full_disk(small_disk: Node) -> None:
     assert client.run("echo back", "z")["out"] == "back\n"
 
 
+def ends_of(client: Client) -> list[list[str]]:
+    return [event[2:4] for event in client.events if event[2] == "ended"]
+
+
 def test_verdicts_come_home_when_the_log_takes_nothing_more_and_work_goes_on_afterwards(
     small_disk: Node,
 ) -> None:
@@ -316,12 +320,18 @@ def test_verdicts_come_home_when_the_log_takes_nothing_more_and_work_goes_on_aft
     client.event("started", "early")
     filler = fill(small_disk)
     pad = {"PAD": "p" * 60_000}
-    for n in range(6):
+    # One after the other, until the log takes no more: the last is refused, or waits because it could not be claimed.
+    for n in range(12):
         client.order((f"x{n}", {"argv": ["sleep", "0.01"], "env": pad}))
-    refused = [client.ended(f"x{n}") for n in range(6)]
-    assert refused[-1]["reason"] == "node"
-    assert "No space left on device" in refused[-1]["why"]
+        until(
+            "an end, or no more",
+            lambda n=n: client.settle()["stuck"] or ["ended", f"x{n}"] in ends_of(client),
+        )
+        if client.settle()["stuck"]:
+            break
     assert str(small_disk.state) in client.settle()["stuck"]
+    refused = [event[5] for event in client.events if event[2] == "ended" and event[5]["reason"] == "node"]
+    assert all("No space left on device" in each["why"] for each in refused)
     go.touch()
     assert client.ended("early")["code"] == 7
     # One who comes new gets what no disk holds.

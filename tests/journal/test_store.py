@@ -25,7 +25,7 @@ def test_an_execution_enters_is_placed_and_ends(path: Path) -> None:
         entered = journal.execution(name(7))
         assert entered is not None
         assert (entered.state, entered.number, entered.label, entered.submitted_at) == (
-            "WAITING",
+            "waiting",
             7,
             "label 7",
             1007.0,
@@ -81,7 +81,7 @@ def test_a_verdict_lets_nothing_of_an_earlier_attempt_shine_through(path: Path) 
     with begun(path) as journal:
         journal.commit([entering(1)])
         journal.commit(
-            [Group("o1", 1.0, 1, b"", (), [Change(name(1), "WAITING", "lost", 1, 9, "n1", 1, 5.0)])]
+            [Group("o1", 1.0, 1, b"", (), [Change(name(1), "waiting", "lost", 1, 9, "n1", 1, 5.0)])]
         )
         journal.commit([Group("o1", 2.0, 1, b"", (), [Change(name(1), "succeeded", None, 0, ended_at=7.0)])])
         row = journal.execution(name(1))
