@@ -191,3 +191,24 @@ def _sizes(driver: Driver) -> dict[str, int]:
     if driver.core.items:
         found["core.items"] = len(driver.core.items)
     return found
+
+
+@pytest.mark.soak
+async def test_twenty_thousand_ends_leave_no_more_than_two_thousand(here: Here) -> None:
+    async with liborch.open_host("local") as host:
+        used = []
+        for _ in range(10):
+            executions = [host.submit(["true"]) for _ in range(2000)]
+            async for result in liborch.as_completed(executions):
+                assert result.ok
+            del executions, result
+            await host._driver.wait_idle()
+            assert _sizes(host._driver) == {}
+            gc.collect()
+            used.append(_resident_bytes())
+        # The first rounds pay for what is made once; bytes per execution after them.
+        assert (used[-1] - used[5]) / 8_000 < 200
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

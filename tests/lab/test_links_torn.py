@@ -201,3 +201,67 @@ def test_sending_survives_resets(h1: Host, rough: Lab, asker: Person, times: int
     assert (running.returncode, out) == (0, b"ok\n"), err.decode()
     assert hashlib.sha256((asker.folder / "made" / "twice.bin").read_bytes()).hexdigest() == wanted
     assert err.decode().count(f"{slow}: ") >= 2, "the resets hit nothing"
+
+
+async def test_walltime_is_kept_while_nobody_can_see_it(h1: Host, asker: Person) -> None:
+    async with liborch.open_host("h1", limits=QUICK, policy=SOON) as host:
+        execution = host.submit(["sleep", "1000"], walltime_s=2.0)
+        await until_linked(host, True)
+        while execution.state != "running":
+            await asyncio.sleep(0.02)
+        h1.drop_packets()
+        await until_linked(host, False)
+        await asyncio.sleep(2)
+        h1.restore()
+        result = await ended(execution)
+        assert (result.state, result.reason) == ("failed", "walltime")
+        assert result.duration_s is not None
+        assert 1.9 <= result.duration_s <= 3.5
+
+
+async def test_who_takes_too_much_memory_is_told_so(h1: Host, asker: Person) -> None:
+    async with liborch.open_host("h1") as host:
+        greedy = ["python3", "-c", "x = bytearray(400 << 20); print(len(x))"]
+        result = await ended(host.submit(greedy, resources=liborch.Resources(memory_bytes=40 << 20)))
+        assert (result.state, result.stdout) == ("failed", b"")
+        if any(means.startswith("memory:cgroup") for means in result.means):
+            assert result.reason == "oom"
+        assert (await ended(host.submit(["true"]))).ok
+
+
+@pytest.mark.soak
+async def test_ten_seconds_of_silence_are_no_event_with_stock_settings(h1: Host, asker: Person) -> None:
+    async with liborch.open_host("h1") as host:
+        heard = Heard()
+        execution = host.submit(
+            ["sh", "-c", "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); sleep 0.1; done"],
+            on_output=heard,
+        )
+        await heard.until(10)
+        h1.drop_packets()
+        await asyncio.sleep(10)
+        h1.restore()
+        assert (await ended(execution, 60)).ok
+        assert heard.data == b"".join(b"%d\n" % i for i in range(200))
+        counters = host._driver._pool.counters("h1")
+        assert (counters.connections_total, counters.failures) == (1, 0)
+
+
+@pytest.mark.soak
+async def test_ten_minutes_without_a_network_lose_nothing_with_stock_settings(
+    h1: Host, asker: Person
+) -> None:
+    async with liborch.open_host("h1") as host:
+        executions = [host.submit(once(h1, f"long{n}")) for n in range(3)]
+        sleeping = host.submit(["sh", "-c", "sleep 620; exit 5"])
+        await until_linked(host, True)
+        h1.drop_packets()
+        assert await until_linked(host, False, 60) <= 25
+        await asyncio.sleep(600)
+        assert not any(each.is_done for each in (*executions, sleeping))
+        h1.restore()
+        assert await until_linked(host, True, 60) <= 45
+        for number, each in enumerate(executions):
+            assert (await ended(each)).exit_code == 7
+            assert h1.path(f"/tmp/long{number}").read_text() == "start\nend\n"
+        assert (await ended(sleeping, 60)).exit_code == 5
