@@ -39,9 +39,19 @@ class Links(Ground):
             else:
                 self.post(ev.LinkRefused(target.name, str(error)))
             return
+        state_id = str(link.hello.get("state_id", ""))
+        twin = self._twin_of(target, state_id)
+        if twin is not None:
+            # One agent serves both names, and its slots are counted once.
+            await link.close()
+            target.error = AgentError(
+                target.name, f"is the same node as {twin.name}; one of the two names is enough"
+            )
+            self._down(target, "unreachable", str(target.error))
+            self.post(ev.LinkRefused(target.name, str(target.error)))
+            return
         target.error = None
         target.link = link
-        state_id = str(link.hello.get("state_id", ""))
         if state_id != target.state_id:
             # Another state folder counts its events from one again.
             target.acked = target.received = target.told = 0
@@ -70,6 +80,12 @@ class Links(Ground):
             lost,
             expand=[target.profile.directory],
         )
+
+    def _twin_of(self, target: Target, state_id: str) -> Target | None:
+        for other in self.targets.values():
+            if other is not target and other.link is not None and state_id and other.state_id == state_id:
+                return other
+        return None
 
     def _down(self, target: Target, what: str, why: str) -> None:
         if target.down_since is None:

@@ -194,3 +194,16 @@ async def test_half_a_minute_is_no_reason_to_be_unlinked_for_longer(h1: Host, as
         h1.restore()
         assert await until_linked(host, True, 45) < 45
         assert (await ended(execution)).exit_code == 4
+
+
+async def test_two_names_of_one_machine_are_one_node(h1: Host, rough: Lab, asker: Person) -> None:
+    again = rough.add_alias("h1-again", HostName=h1.address)
+    profile = HostProfile("both", "h1", nodes=(NodeSpec("h1"), NodeSpec(again)))
+    async with liborch.open_host(profile, limits=QUICK) as host:
+        done = [host.submit(["sh", "-c", f"exit {n}"]) for n in range(4)]
+        assert [(await ended(each)).exit_code for each in done] == [0, 1, 2, 3]
+        targets = host._driver.targets.values()
+        while sum(target.error is not None for target in targets) == 0:
+            await asyncio.sleep(0.02)
+        refused = next(target for target in targets if target.error is not None)
+        assert "is the same node as" in str(refused.error)

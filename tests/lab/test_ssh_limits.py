@@ -128,7 +128,10 @@ async def test_nothing_leaks_when_awaits_are_cancelled_at_any_moment(make_lab: M
         # The server agrees that all is free: as many as it ever gave are given again, and no process is left.
         assert [r.exit_status for r in await run_many(pool, "h1", 20)] == list(range(20))
         counters = pool.counters("h1")
-        assert (counters.channels, counters.waiting, counters.connections_total) == (0, 0, 1)
+        assert (counters.channels, counters.waiting) == (0, 0)
+        # Abandoned commands may fill the first connection for a while: then there is a further one, within the limit.
+        assert counters.connections_total <= Limits().connections
+        held = counters.connections
     sessions = re.findall(r"sshd: root@notty", " ".join(p.command for p in lab.host("h1").processes()))
-    assert len(sessions) <= 1
+    assert len(sessions) <= held
     assert not lab.host("h1").pids_matching("cat")
