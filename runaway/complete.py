@@ -77,16 +77,18 @@ def _ids(typed: str, *, live: bool) -> list[str]:
     from liborch.places import places
 
     # The journal's own reader checks more, and takes longer to import than a key press may.
-    ended = "WHERE ended_at IS NULL" if live else ""
+    ended = " AND ended_at IS NULL" if live else ""
     journal = places(dict(os.environ)).journal
     try:
         db = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=0.2)
         rows = db.execute(
-            f"SELECT id FROM executions {ended} ORDER BY place DESC LIMIT {MOST_IDS}"
+            # A range and not LIKE: that would not use the index, and an old id is completed like a new one.
+            f"SELECT id FROM executions WHERE id >= ? AND id < ?{ended} ORDER BY place DESC LIMIT {MOST_IDS}",
+            (typed, typed + "\uffff"),
         ).fetchall()
     except (sqlite3.Error, ValueError):
         return []  # A key press is no place for a message.
-    return [*(str(row[0]) for row in rows), *(["last"] if rows else [])]
+    return [*(str(row[0]) for row in rows), "last"]
 
 
 def _options(module: str, before: Sequence[str]) -> list[str]:
