@@ -77,6 +77,8 @@ def _ids(typed: str, *, live: bool) -> list[str]:
     from liborch.places import places
 
     # The journal's own reader checks more, and takes longer to import than a key press may.
+    # No id begins with an l: then all there are stand for `last`.
+    prefix = "" if "last".startswith(typed) else typed
     ended = " AND ended_at IS NULL" if live else ""
     journal = places(dict(os.environ)).journal
     try:
@@ -84,11 +86,11 @@ def _ids(typed: str, *, live: bool) -> list[str]:
         rows = db.execute(
             # A range and not LIKE: that would not use the index, and an old id is completed like a new one.
             f"SELECT id FROM executions WHERE id >= ? AND id < ?{ended} ORDER BY place DESC LIMIT {MOST_IDS}",
-            (typed, typed + "\uffff"),
+            (prefix, prefix + "\uffff"),
         ).fetchall()
     except (sqlite3.Error, ValueError):
         return []  # A key press is no place for a message.
-    return [*(str(row[0]) for row in rows), "last"]
+    return [*(str(row[0]) for row in rows), *(["last"] if rows else [])]
 
 
 def _options(module: str, before: Sequence[str]) -> list[str]:
