@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from liborch.agent.pack import agent_hash
 from liborch.drive import bootstrap
@@ -116,13 +115,3 @@ def targets_of(profile: HostProfile) -> list[Target]:
         Target(node.ssh, node.ssh, profile, capacity_of(node.slots or profile.slots))
         for node in profile.nodes
     ]
-
-
-def kind_of_error(error: BaseException) -> str:
-    """For messages."""
-    return str(error) or type(error).__name__
-
-
-def as_dict(head: Any) -> dict[str, Any]:
-    """A reply's field that should be an object."""
-    return head if isinstance(head, dict) else {}
