@@ -58,6 +58,42 @@ size_of() { if [ -f "$1" ]; then echo $(($(wc -c <"$1"))); else echo 0; fi; }
 
 put() { printf '%s\n' "$2" >"$1.new" && mv -f "$1.new" "$1"; }
 
+# take_lock FOLDER: make it ours, or return 1 when it is a living process's.
+take_lock() {
+    start_of $$
+    mine="$boot $$ $started"
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        if mkdir "$1" 2>/dev/null; then
+            put "$1/by" "$mine"
+            return 0
+        fi
+        by=
+        { read -r by <"$1/by"; } 2>/dev/null
+        if [ -z "$by" ]; then nap; continue; fi
+        is_alive $by && return 1
+        # Of several who find it stale one moves it away.
+        if mv "$1" "$1.stale.$$" 2>/dev/null; then
+            was=
+            read -r was <"$1.stale.$$/by"
+            if [ "$was" != "$by" ]; then mv "$1.stale.$$" "$1" 2>/dev/null; continue; fi
+            rm -rf "$1.stale.$$"
+        fi
+    done
+    mv "$1" "$1.stale.$$" 2>/dev/null && rm -rf "$1.stale.$$"
+    mkdir "$1" 2>/dev/null && put "$1/by" "$mine"
+}
+
+# alone COMMAND ...: run it while no other process of this node does; what prepares a folder and what tidies up must not meet.
+alone() {
+    boot_id
+    lock=${me%/*}/alone-$boot
+    until take_lock "$lock"; do nap; done
+    "$@"
+    set -- $?
+    rm -rf "$lock"
+    return "$1"
+}
+
 tell_keeper() { printf '%s\n' "$*" 1<>"$state/ctl"; }
 
 # launch ARGUMENTS: start a verb of this script that outlives us.
@@ -740,31 +776,6 @@ is_ours() {
     [ "$by" = "$mine" ]
 }
 
-# Become the keeper, or return 1 when there is one.
-take_lock() {
-    start_of $$
-    mine="$boot $$ $started"
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
-        if mkdir keeper 2>/dev/null; then
-            put keeper/by "$mine"
-            return 0
-        fi
-        by=
-        [ ! -f keeper/by ] || read -r by <keeper/by
-        if [ -z "$by" ]; then nap; continue; fi
-        is_alive $by && return 1
-        # Of several who find it stale one moves it away.
-        if mv keeper "stale.$$" 2>/dev/null; then
-            was=
-            read -r was <"stale.$$/by"
-            if [ "$was" != "$by" ]; then mv "stale.$$" keeper 2>/dev/null; continue; fi
-            rm -rf "stale.$$"
-        fi
-    done
-    mv keeper "stale.$$" 2>/dev/null && rm -rf "stale.$$"
-    mkdir keeper 2>/dev/null && put keeper/by "$mine"
-}
-
 count_cpus() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || grep -c '^processor' /proc/cpuinfo; }
 
 count_memory() {
@@ -777,7 +788,7 @@ do_keeper() {
     state=$1
     cd "$state" || exit 1
     boot_id
-    take_lock || exit 0
+    take_lock keeper || exit 0
     exec 3<>ctl
     queue= running= holds= ending_holds= slots= subs= order=0 quiet=0
     all_cpus=$(count_cpus) all_memory=$(count_memory) used_cpus=0 used_memory=0
@@ -1124,7 +1135,9 @@ collect() {
     set +f
     needed=" $(cat "$1"/.orchestra/sh/folders/*/snapshot 2>/dev/null | tr '\n' ' ')"
     for code in "$1"/.orchestra/sh/code/*; do
-        case "$needed" in *" ${code##*/} "*) ;; *) rm -rf "$code" ;; esac
+        # Of SNAPSHOT.xyz, which still arrives, the snapshot is claimed already.
+        name=${code##*/}
+        case "$needed" in *" ${name%%.*} "*) ;; *) rm -rf "$code" ;; esac
     done
     set -f
     rmdir "$1/.orchestra/sh/folders" 2>/dev/null || return 0

@@ -147,7 +147,7 @@ class ShellTransfer:
                 break
         manifest = parse_manifest(text)
         words = b" ".join([quoted(directory), quoted(folder), quoted(index), snapshot.encode()])
-        known = await self._know(b"prepare " + words, "ready")
+        known = await self._know(b"alone prepare " + words, "ready")
         code = posixpath.join(directory, ".orchestra", "sh", "code", snapshot)
         if not known.found:
             await self._unpack(code, manifest)
@@ -444,7 +444,7 @@ class ShellTransfer:
             elif leave == "nothing":
                 await self._leave_nothing(folder, index, known, states, report)
         if leave == "nothing" and not head.get("keep_store"):
-            await self._script(b"collect %b" % quoted(directory))
+            await self._script(b"alone collect %b" % quoted(directory))
         await self._answer(report)
 
     async def _leave_code(

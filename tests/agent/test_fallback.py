@@ -309,6 +309,26 @@ async def test_a_file_that_changes_under_way_is_named_and_nothing_is_put_in_plac
     await stream.close()
 
 
+async def test_who_tidies_up_leaves_those_alone_who_just_come(node: Node, tmp_path: Path) -> None:
+    code = _code(tmp_path)
+    snapshot = take_snapshot(code)
+    host = tmp_path / "host"
+
+    async def come_and_go(name: str) -> None:
+        link = await node.link()
+        for _ in range(4):
+            stream = link.open_stream("transfer")
+            await send(stream, snapshot, str(host / name), directory=str(host))
+            assert _tree(host / name) == _tree(code)
+            await clean(stream, str(host / name), directory=str(host), leave="nothing")
+            await stream.close()
+        await link.close()
+
+    await asyncio.gather(*(come_and_go(name) for name in "abc"))
+    assert not host.exists()
+    await node.shell.close()
+
+
 @pytest.mark.parametrize("story", contract.STORIES, ids=lambda story: story.__name__)
 async def test_the_real_agent_keeps_the_contract(
     story: Callable[[AgentLink], Awaitable[None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
