@@ -38,10 +38,11 @@ class Connection:
         #: asyncssh's own; for this package.
         self.raw = raw
         self._lost = lost
-        #: Channels given out over it, and those of them meant to stay.
+        #: Channels given out over it.
         self.busy = 0
+        #: Those of them meant to stay, and wanted still.
         self.lasting = 0
-        #: Channels we closed at a time when their command still ran: the server keeps their room until it ends.
+        #: Those that we closed while their command still ran: the server keeps their room until it ends.
         self.abandoned = 0
 
     def __repr__(self) -> str:
@@ -56,10 +57,6 @@ class Connection:
     def why(self) -> str:
         """Why it ended; "" while open or when we closed it."""
         return self._lost.result() if self._lost.done() else ""
-
-    def give_up_on_one(self) -> None:
-        """A channel was closed by us; the server may take its time."""
-        self.abandoned += 1
 
     async def wait_closed(self) -> str:
         """Wait until the connection has ended; why. Cancelling changes nothing."""
@@ -137,13 +134,22 @@ class HostConnections:
     def release(self, connection: Connection, lasting: bool, given_up: bool = False) -> None:
         """Take a channel back."""
         connection.busy -= 1
-        connection.lasting -= lasting
-        connection.abandoned -= given_up
+        if given_up:
+            connection.abandoned -= 1
+        else:
+            connection.lasting -= lasting
         self._returned_at = asyncio.get_running_loop().time()
         self.count(channels=-1)
         self.pump()
         if not connection.busy:
             self._close_idle_later()
+
+    def abandon(self, connection: Connection, lasting: bool) -> None:
+        """We closed a channel whose command still ran: it comes back when the server has ended that, mostly at once."""
+        connection.lasting -= lasting
+        connection.abandoned += 1
+        self._returned_at = asyncio.get_running_loop().time()
+        self.pump()
 
     def refused(self, connection: Connection) -> None:
         """The server refused a channel on this connection: it carries no more than it does now."""
@@ -205,21 +211,21 @@ class HostConnections:
         if not alive:
             self._start_connecting()
             return
-        if len(alive) >= self.pool.limits.connections:
+        # Channels that stay will not come back: do not wait for them. As long as others do, one connection is enough.
+        stuck = all(each.lasting >= self.capacity for each in alive)
+        loop = asyncio.get_running_loop()
+        idle_since = max(self.requests[0].since, self._returned_at)
+        due = 0.0 if stuck else idle_since + self.pool.limits.grow_after_s
+        if due > loop.time():
+            if self._growth is None:
+                self._growth = loop.call_at(due, self._grow_now)
+        elif len(alive) < self.pool.limits.connections:
+            self._start_connecting()
+        else:
             useless = [each for each in alive if each.busy == each.abandoned >= self.capacity]
             if useless:
                 # Nobody listens to any of its commands any more: only its end frees the room on the server.
                 useless[0].raw.close()
-            return
-        # Channels that stay will not come back: do not wait for them. As long as others do, one connection is enough.
-        stuck = all(each.lasting + each.abandoned >= self.capacity for each in alive)
-        loop = asyncio.get_running_loop()
-        idle_since = max(self.requests[0].since, self._returned_at)
-        due = 0.0 if stuck else idle_since + self.pool.limits.grow_after_s
-        if due <= loop.time():
-            self._start_connecting()
-        elif self._growth is None:
-            self._growth = loop.call_at(due, self._grow_now)
 
     def _start_connecting(self) -> None:
         # Counted here, not in the task: it starts a turn later, and until then others would start one as well.

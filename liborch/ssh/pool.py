@@ -271,7 +271,7 @@ async def _open_on(
         channel = Channel(
             state.name,
             lambda given_up: state.release(connection, lasting, given_up),
-            connection.give_up_on_one,
+            lambda: state.abandon(connection, lasting),
         )
         if stderr_limit is not None:
             channel.stderr_limit = stderr_limit

@@ -127,11 +127,12 @@ async def test_nothing_leaks_when_awaits_are_cancelled_at_any_moment(make_lab: M
                     await outcome.wait_closed()
         # The server agrees that all is free: as many as it ever gave are given again, and no process is left.
         assert [r.exit_status for r in await run_many(pool, "h1", 20)] == list(range(20))
+        # The last ones that were given up may still be ending over there.
+        async with asyncio.timeout(30):
+            while pool.counters("h1").channels:
+                await asyncio.sleep(0.01)
         counters = pool.counters("h1")
-        assert (counters.channels, counters.waiting) == (0, 0)
-        # Abandoned commands may fill the first connection for a while: then there is a further one, within the limit.
-        assert counters.connections_total <= Limits().connections
-        held = counters.connections
+        assert (counters.waiting, counters.connections_total) == (0, 1)
     sessions = re.findall(r"sshd: root@notty", " ".join(p.command for p in lab.host("h1").processes()))
-    assert len(sessions) <= held
+    assert len(sessions) <= 1
     assert not lab.host("h1").pids_matching("cat")
