@@ -5,12 +5,17 @@ Not for embedding; it lives here because `runaway`, `expegit` and `parasearch` m
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
+
+#: Of the form that an error has under --json.
+SCHEMA_VERSION = 1
 
 
 class LazyGroup(click.Group):
@@ -52,36 +57,68 @@ class LazyGroup(click.Group):
 
 
 def run(name: str, text: str, table: dict[str, tuple[str, str]]) -> int:
-    """Parse and call; return the exit status."""
+    """Parse and call; return the exit status.
+
+    What goes wrong is said on stderr. Under --json stdout gets it as well, as the one JSON value that a reader waits for.
+    """
     group = LazyGroup(table, name=name, help=text, context_settings={"help_option_names": ["--help", "-h"]})
     group.params.append(_version(name))
+    as_json = _wants_json(sys.argv[1:])
     try:
         status = group.main(prog_name=name, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.exceptions.Abort:
-        return 130
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        if as_json:
+            _print_error("Interrupted", "interrupted", 130)
         return 130
     except click.ClickException as error:
+        if as_json:
+            _print_error(type(error).__name__, error.format_message(), 2)
         error.show()
         return 2
     except Exception as error:
-        return _explain(name, error)
+        return _explain(name, error, as_json=as_json)
 
 
-def _explain(name: str, error: Exception) -> int:
+def _explain(name: str, error: Exception, *, as_json: bool) -> int:
     """A person's or the world's mistake is a message; ours keeps its traceback."""
     from liborch.errors import InvariantError, OrchestraError
 
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()
         return 141
+    if as_json:
+        fields = vars(error) if isinstance(error, OrchestraError) else {}
+        _print_error(type(error).__name__, str(error), getattr(error, "exit_status", 1), fields)
     if not isinstance(error, OrchestraError) or isinstance(error, InvariantError):
         raise error
     click.echo(f"{name}: {type(error).__name__}: {error}", err=True)
     return error.exit_status
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Whether --json was asked of us: what follows `--` is the person's. Parsing may be what failed, so it is not asked."""
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
+
+
+def _print_error(kind: str, message: str, status: int, fields: dict[str, Any] | None = None) -> None:
+    """The JSON form of an error: its class, what a person reads, and what a program may want of it in pieces."""
+    import json
+
+    plain = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in (fields or {}).items()
+        if isinstance(value, str | int | float | tuple | None)
+    }
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "error": {"type": kind, "message": message, "fields": plain},
+        "exit_status": status,
+    }
+    with contextlib.suppress(OSError):  # Nobody reads any more: the exit status says it too.
+        print(json.dumps(value, default=str), flush=True)
 
 
 def _version(name: str) -> click.Option:
