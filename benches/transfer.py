@@ -2,9 +2,9 @@
 
     python benches/transfer.py [files] [megabytes]
 
-Each measure has a connection of its own, on both sides, and ours takes the snapshot within the measured time, as the
-command line does; it reaches an agent that runs already. What the small ones take over a connection that is open
-already is told as well. All contents are compared by hash afterwards.
+Each measure has a connection of its own, on both sides. Ours takes the snapshot within the measured time, while the
+link is opened, as the command line does; it reaches an agent that runs already. All contents are compared by hash
+afterwards.
 """
 
 from __future__ import annotations
@@ -46,10 +46,8 @@ THERE = "/tmp/bench"
 class Sent:
     """One send of ours."""
 
-    #: Seconds from the first look at the folder to the last word of the host, connecting included.
+    #: From the first look at the folder to the last word of the host, connecting included.
     seconds: float
-    #: Those of connecting and reaching the agent.
-    opening_s: float
     report: Any
 
 
@@ -86,13 +84,9 @@ class Bench:
     def __init__(self, lab: Any, environment: dict[str, str]) -> None:
         self.host = lab.host(HOST)
         self.config = str(lab.ssh_config)
+        self.ssh = ["ssh", "-F", self.config]
         self.environment = environment
         self.trees = Path(environment["XDG_CACHE_HOME"] + "-trees")
-        self.control = environment["XDG_CACHE_HOME"] + "-control"
-
-    def ssh(self, multiplexed: bool = False) -> list[str]:
-        """The ssh client, with a connection of its own or through the master's."""
-        return ["ssh", "-F", self.config, *(["-o", f"ControlPath={self.control}"] if multiplexed else [])]
 
     def remove(self, *names: str) -> None:
         """Have nothing on the host, and nothing waiting for the disk."""
@@ -104,16 +98,16 @@ class Bench:
         if fingerprint(str(self.trees / tree)) != fingerprint(f"{THERE}/{name}", self.host):
             raise SystemExit(f"what arrived in {name} is not what was sent")
 
-    def tar(self, tree: str, multiplexed: bool = False) -> float:
+    def tar(self, tree: str) -> float:
         """Seconds of tar | ssh tar into an empty folder."""
         self.remove("tar")
         receive = f"mkdir -p {THERE}/tar && tar x -C {THERE}/tar"
-        pipe = f"tar c -C {self.trees / tree} . | {shlex.join([*self.ssh(multiplexed), HOST, receive])}"
+        pipe = f"tar c -C {self.trees / tree} . | {shlex.join([*self.ssh, HOST, receive])}"
         return _turns.program_time(["bash", "-o", "pipefail", "-c", pipe])[0]
 
-    def rsync(self, tree: str, multiplexed: bool = False) -> float:
+    def rsync(self, tree: str) -> float:
         """Seconds of rsync to what an earlier one left there."""
-        shell = shlex.join(self.ssh(multiplexed))
+        shell = shlex.join(self.ssh)
         return _turns.program_time(
             ["rsync", "-a", "-e", shell, f"{self.trees / tree}/", f"{HOST}:{THERE}/rsync/"]
         )[0]
@@ -133,11 +127,10 @@ class Bench:
     async def _send(self, folder: Path, sole: bool) -> Sent:
         cache = places(self.environment).cache
         began = time.perf_counter()
-        snapshot = await asyncio.to_thread(take_snapshot, folder, cache=cache)
-        opening = time.perf_counter()
+        taking = asyncio.ensure_future(asyncio.to_thread(take_snapshot, folder, cache=cache))
         async with Pool(config_file=self.config) as pool:
             link = await targets_of(HostProfile(name=HOST, ssh=HOST))[0].open(pool)
-            opened = time.perf_counter()
+            snapshot = await taking
             stream = link.open_stream("transfer")
             report = await send(
                 stream, snapshot, f"{THERE}/ours", directory=f"{THERE}/home", sole=sole, host=HOST
@@ -145,42 +138,27 @@ class Bench:
             seconds = time.perf_counter() - began
             await stream.close()
             await link.close()
-        return Sent(seconds, opened - opening, report)
+        return Sent(seconds, report)
 
 
-def in_rounds(rounds: int, ours: Callable[[], Sent], *theirs: Callable[[], float]) -> dict[str, Any]:
+def in_rounds(rounds: int, ours: Callable[[], Sent], theirs: Callable[[], float]) -> dict[str, Any]:
     """Take ours and theirs in turns, after a round that does not count: it warms caches, and fills memory once.
 
     Returns:
-        `ours`, `ours_open` and one list per other, in seconds, and the `reports` of ours.
+        `ours` and `theirs`, in seconds, and the `reports` of ours.
     """
-    sent: list[Sent] = []
-    others: list[list[float]] = [[] for _ in theirs]
-    for number in range(rounds + 1):
-        one = ours()
-        taken = [measure() for measure in theirs]
-        if number:
-            sent.append(one)
-            for other, seconds in zip(others, taken, strict=True):
-                other.append(seconds)
+    taken = [(ours(), theirs()) for _ in range(rounds + 1)][1:]
     return {
-        "ours": [one.seconds for one in sent],
-        "ours_open": [one.seconds - one.opening_s for one in sent],
-        "theirs": others[0],
-        "theirs_open": others[1] if len(others) > 1 else [],
-        "reports": [one.report for one in sent],
+        "ours": [one.seconds for one, _ in taken],
+        "theirs": [other for _, other in taken],
+        "reports": [one.report for one, _ in taken],
     }
 
 
 def tell(name: str, what: str, taken: dict[str, Any], **more: Any) -> None:
     """Report the ratio of the medians."""
     ours, theirs = statistics.median(taken["ours"]), statistics.median(taken["theirs"])
-    if taken["theirs_open"]:
-        more["open_ratio"] = round(
-            statistics.median(taken["ours_open"]) / statistics.median(taken["theirs_open"]), 3
-        )
-    lists = {f"{key}_ms": [_turns.milliseconds(x) for x in taken[key]] for key in
-             ("ours", "theirs", "ours_open", "theirs_open") if taken[key]}  # fmt: skip
+    lists = {f"{key}_ms": [_turns.milliseconds(x) for x in taken[key]] for key in ("ours", "theirs")}
     _lab.report(
         name,
         round(ours, 4),
@@ -196,12 +174,7 @@ def tell(name: str, what: str, taken: dict[str, Any], **more: Any) -> None:
 def small(bench: Bench, count: int) -> None:
     """The first send of many small files, then again with nothing and with one file changed."""
     make_small(bench.trees / "small", count)
-    taken = in_rounds(
-        ROUNDS,
-        lambda: bench.send("small", first=True),
-        lambda: bench.tar("small"),
-        lambda: bench.tar("small", multiplexed=True),
-    )
+    taken = in_rounds(ROUNDS, lambda: bench.send("small", first=True), lambda: bench.tar("small"))
     bench.check("small", "ours")
     bench.check("small", "tar")
     if any(report.sent_files != count for report in taken["reports"]):
@@ -217,9 +190,7 @@ def small(bench: Bench, count: int) -> None:
 def resend(bench: Bench, count: int) -> None:
     """What is on the host already, beside rsync."""
     bench.rsync("small")
-    taken = in_rounds(
-        ROUNDS, lambda: bench.send("small"), lambda: bench.rsync("small"), lambda: bench.rsync("small", multiplexed=True)
-    )  # fmt: skip
+    taken = in_rounds(ROUNDS, lambda: bench.send("small"), lambda: bench.rsync("small"))
     bench.check("small", "ours")
     bench.check("small", "rsync")
     sent_bytes = sum(report.sent_bytes for report in taken["reports"])
@@ -242,11 +213,7 @@ def resend(bench: Bench, count: int) -> None:
         change()
         return bench.send("small")
 
-    def rsync_open() -> float:
-        change()
-        return bench.rsync("small", multiplexed=True)
-
-    taken = in_rounds(ROUNDS, change_and_send, lambda: bench.rsync("small"), rsync_open)
+    taken = in_rounds(ROUNDS, change_and_send, lambda: bench.rsync("small"))
     bench.send("small")
     bench.check("small", "ours")
     bench.check("small", "rsync")
@@ -273,8 +240,6 @@ def main() -> None:
     megabytes = int(sys.argv[2]) if len(sys.argv) > 2 else 1024
     with _lab.lab() as lab, _lab.own_folders(lab.ssh_config) as environment:
         bench = Bench(lab, environment)
-        master = [*bench.ssh(multiplexed=True), "-o", "ControlMaster=yes", "-fN", HOST]
-        subprocess.run(master, check=True, stderr=subprocess.DEVNULL)
         small(bench, count)
         large(bench, megabytes)
 

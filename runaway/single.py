@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import json
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of
 from liborch.drive.transfers import Snapshots
 from liborch.errors import SpecError
-from liborch.places import places
+from liborch.places import Places, places
 from liborch.profiles.find import find_host
 from liborch.profiles.procedures import join_arguments
 from liborch.quantities import format_size
@@ -40,154 +40,167 @@ if TYPE_CHECKING:
 FIRST_ATTEMPTS = 2
 
 
-async def run_exec(
-    *,
-    remote: str,
-    script: str,
-    arguments: tuple[str, ...],
-    send_ignore: str | None,
-    fetch_ignore: str | None,
-    leave: str,
-    remote_folder: str | None,
-    output_folder: str,
-    stay: bool,
-    no_ecode: bool,
-    no_env_read: bool,
-    variables: tuple[tuple[str, str], ...],
-    walltime: float | None,
-    cpus: int | None,
-    mem: int,
-    gpus: int,
-    tty: bool,
-    detach: bool,
-    dry_run: bool,
-    as_json: bool,
-    accept_new: bool,
-    verbose: bool,
-    silent: bool,
-    debug_ssh: bool,
-) -> int:
+@dataclass(frozen=True)
+class ExecOptions:
+    """What `runaway exec` was told; the names are those of its options."""
+
+    remote: str
+    script: str
+    arguments: tuple[str, ...]
+    send_ignore: str | None
+    fetch_ignore: str | None
+    leave: str
+    remote_folder: str | None
+    output_folder: str
+    stay: bool
+    no_ecode: bool
+    no_env_read: bool
+    variables: tuple[tuple[str, str], ...]
+    walltime: float | None
+    cpus: int | None
+    mem: int
+    gpus: int
+    tty: bool
+    detach: bool
+    dry_run: bool
+    as_json: bool
+    accept_new: bool
+    verbose: bool
+    silent: bool
+    debug_ssh: bool
+
+
+class _BrokenOff(Exception):
+    """Ctrl-C while the folder was read."""
+
+
+async def run_exec(options: ExecOptions) -> int:
     """Do what `runaway exec` says; returns the exit status. Raises OrchestraError."""
     environment = dict(os.environ)
-    messages = Messages(environment, quiet=silent, verbose=verbose)
+    messages = Messages(environment, quiet=options.silent, verbose=options.verbose)
     folders = places(environment)
     cwd = Path.cwd()
-    messages.stage(f"loading host {remote}")
-    profile = find_host(remote, folders.profiles, folders.ssh_config)
-    found = find_script(script, cwd)
-    x = str(uuid.uuid4())
-    own = patterns.caller_variables(environment, env_read=not no_env_read)
-    snapshot: Snapshot | None = None
-    transfer: Transfer | None = None
-    snapshots = Snapshots(folders.cache)
-    if found.folder is not None:
-        _refuse_home(found.folder, environment)
-        given = _ignore_file(send_ignore, "--send-ignore", cwd)
-        _ignore_file(fetch_ignore, "--fetch-ignore", cwd)
+    messages.stage(f"loading host {options.remote}")
+    profile = find_host(options.remote, folders.profiles, folders.ssh_config)
+    script = find_script(options.script, cwd)
+    own = patterns.caller_variables(environment, env_read=not options.no_env_read)
+    send_ignore = fetch_ignore = None
+    if script.folder is not None:
+        _refuse_home(script.folder, environment)
         messages.stage("reading ignore files")
-        if dry_run:
-            from liborch.transfer.listing import list_folder
-
-            listing = await asyncio.to_thread(list_folder, found.folder, send_ignore=given, explain=True)
-            _show_plan(listing, profile, found, arguments, remote_folder, output_folder, as_json)
-            return 0
-        from liborch.transfer.snapshot import take_snapshot
-
-        messages.stage("packing")
-        with _nothing_begun():
-            snapshot = await asyncio.to_thread(
-                take_snapshot, found.folder, send_ignore=given, cache=folders.cache
-            )
-        transfer = _transfer(
-            x,
-            profile,
-            found,
-            snapshot,
-            arguments,
-            own,
-            environment,
-            send_ignore=given,
-            fetch_ignore=_ignore_file(fetch_ignore, "--fetch-ignore", cwd),
-            leave="everything" if stay and leave == "nothing" else leave,
-            remote_folder=remote_folder or "$RUNAWAY_PATH/$RUNAWAY_UUID",
-            output_folder=output_folder,
-            stay=stay,
-            env_read=not no_env_read,
-        )
-        snapshots.put(transfer.local_folder, transfer.send_ignore, snapshot)
-        if snapshot.left_out and verbose:
-            for left in snapshot.left_out:
-                messages.detail(f"not sent: {os.fsdecode(left.path)}: {left.reason}")
-    elif dry_run:
-        _show_plan(None, profile, found, arguments, remote_folder, output_folder, as_json)
+        send_ignore = _ignore_file(options.send_ignore, "--send-ignore", cwd)
+        fetch_ignore = _ignore_file(options.fetch_ignore, "--fetch-ignore", cwd)
+    if options.dry_run:
+        await _plan(options, profile, script, send_ignore)
         return 0
-    env = {**own, **dict(variables)}
-    spec = ExecutionSpec(
-        argv=arguments if profile.execution else (*found.argv, *arguments),
-        env={**env, "RUNAWAY_SCRIPT_PATH": found.path, "RUNAWAY_ARGUMENTS": join_arguments(arguments)}
-        if profile.execution
-        else env,
-        folder=remote_folder if transfer is None else None,
-        procedure=profile.execution,
-        resources=Resources(cpus, mem, gpus),
-        walltime_s=walltime,
-        retry_on=(),
-        tty=_terminal_size() if tty else None,
-        live=not as_json and not detach,
-        transfer=transfer,
-        label=" ".join([script, *hide_words(arguments)])[:200],
-    )
-    output = Output(as_json or detach)
-    messages.stage("acquiring")
+    x = str(uuid.uuid4())
+    transfer: Transfer | None = None
+    if script.folder is not None:
+        sending = functools.partial(
+            _transfer, options, x, profile, script, own, environment, send_ignore, fetch_ignore
+        )
+        # What is wrong with the patterns is told before anything starts, and so before there is a snapshot.
+        transfer = sending("")
+    snapshots = Snapshots(folders.cache)
+    label = " ".join([options.script, *hide_words(options.arguments)])[:200]
+    output = Output(options.as_json or options.detach)
 
     def listener(what: str, _x: str, fields: dict[str, Any]) -> None:
-        narrate(messages, what, fields, sends=snapshot is not None)
+        narrate(messages, what, fields, sends=transfer is not None)
 
-    async with driving(
-        x,
-        "exec",
-        spec.label,
-        folders,
-        details=details_of(profile, folders, no_ecode=no_ecode),
-        policy=Policy(first_attempts=FIRST_ATTEMPTS, backoff_base_s=0.5),
-        accept_new=accept_new,
-        debug=messages.error if debug_ssh else None,
-        snapshots=snapshots,
-        listener=listener,
-        progress=lambda what, _x: messages.progress(what),
-    ) as driver:
-        for target in targets_of(profile):
-            driver.add(target)
-        execution = driver.submit(x, spec, profile.name, on_output=output.write)
-        if detach:
-            return await _leave(driver, execution)
-        return await see_through(driver, execution, messages, output, no_ecode=no_ecode, as_json=as_json)
+    try:
+        async with driving(
+            x,
+            "exec",
+            label,
+            folders,
+            details=details_of(profile, folders, no_ecode=options.no_ecode),
+            policy=Policy(first_attempts=FIRST_ATTEMPTS, backoff_base_s=0.5),
+            accept_new=options.accept_new,
+            debug=messages.error if options.debug_ssh else None,
+            snapshots=snapshots,
+            listener=listener,
+            progress=lambda what, _x: messages.progress(what),
+        ) as driver:
+            for target in targets_of(profile):
+                driver.add(target)
+            driver.connect()
+            if transfer is not None:
+                snapshot = await _pack(transfer, snapshots, messages, folders)
+                transfer = sending(snapshot.id)
+            spec = _spec(options, profile, script, own, transfer, label)
+            messages.stage("acquiring")
+            execution = driver.submit(x, spec, profile.name, on_output=output.write)
+            if options.detach:
+                return await _leave(driver, execution)
+            return await see_through(
+                driver, execution, messages, output, no_ecode=options.no_ecode, as_json=options.as_json
+            )
+    except _BrokenOff:
+        # A thread may still be reading a large folder: it is not waited for.
+        os._exit(130)
 
 
-@contextlib.contextmanager
-def _nothing_begun() -> Iterator[None]:
-    """Nothing is on record yet: Ctrl-C ends the command at once, also while a thread reads a large folder."""
+async def _pack(transfer: Transfer, snapshots: Snapshots, messages: Messages, folders: Places) -> Snapshot:
+    """Take the snapshot, in a thread. Raises _BrokenOff on Ctrl-C: there is no execution yet that could be cancelled."""
+    from liborch.transfer.snapshot import take_snapshot
+
+    messages.stage("packing")
+    folder = Path(transfer.local_folder)
+    given = Path(transfer.send_ignore) if transfer.send_ignore else None
+    taking = asyncio.ensure_future(
+        asyncio.to_thread(take_snapshot, folder, send_ignore=given, cache=folders.cache)
+    )
+    interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     before = signal.getsignal(signal.SIGINT)
-    loop.add_signal_handler(signal.SIGINT, os._exit, 130)
+    loop.add_signal_handler(signal.SIGINT, interrupted.set)
+    asking = asyncio.ensure_future(interrupted.wait())
     try:
-        yield
+        await asyncio.wait([taking, asking], return_when=asyncio.FIRST_COMPLETED)
     finally:
+        asking.cancel()
         loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, before)
+    if not taking.done():
+        raise _BrokenOff
+    snapshot = taking.result()
+    snapshots.put(transfer.local_folder, transfer.send_ignore, snapshot)
+    for left in snapshot.left_out:
+        messages.detail(f"not sent: {os.fsdecode(left.path)}: {left.reason}")
+    return snapshot
+
+
+def _spec(
+    options: ExecOptions,
+    profile: HostProfile,
+    script: Script,
+    own: dict[str, str],
+    transfer: Transfer | None,
+    label: str,
+) -> ExecutionSpec:
+    env = {**own, **dict(options.variables)}
+    if profile.execution:
+        env["RUNAWAY_SCRIPT_PATH"] = script.path
+        env["RUNAWAY_ARGUMENTS"] = join_arguments(options.arguments)
+    return ExecutionSpec(
+        argv=options.arguments if profile.execution else (*script.argv, *options.arguments),
+        env=env,
+        folder=options.remote_folder if transfer is None else None,
+        procedure=profile.execution,
+        resources=Resources(options.cpus, options.mem, options.gpus),
+        walltime_s=options.walltime,
+        retry_on=(),
+        tty=_terminal_size() if options.tty else None,
+        live=not options.as_json and not options.detach,
+        transfer=transfer,
+        label=label,
+    )
 
 
 async def _leave(driver: Driver, execution: Execution) -> int:
     """Detach once the node has the order: from then on it needs nobody here."""
-    waiting = asyncio.ensure_future(execution.wait())
-    while execution.state in ("waiting", "staging") and not waiting.done():
-        turn = asyncio.ensure_future(driver.turned())
-        await asyncio.wait([waiting, turn], return_when=asyncio.FIRST_COMPLETED)
-        turn.cancel()
-    if waiting.done():
-        await waiting
-    else:
-        waiting.cancel()
+    await driver.wait_handed_over(execution)
     driver.detached = True
     print(execution.id)
     return 0
@@ -202,23 +215,19 @@ def _terminal_size() -> tuple[int, int]:
 
 
 def _transfer(
+    options: ExecOptions,
     x: str,
     profile: HostProfile,
     script: Script,
-    snapshot: Snapshot,
-    arguments: tuple[str, ...],
     own: dict[str, str],
     environment: dict[str, str],
-    *,
     send_ignore: Path | None,
     fetch_ignore: Path | None,
-    leave: str,
-    remote_folder: str,
-    output_folder: str,
-    stay: bool,
-    env_read: bool,
+    snapshot: str,
 ) -> Transfer:
     assert script.folder is not None
+    env_read = not options.no_env_read
+    leave = "everything" if options.stay and options.leave == "nothing" else options.leave
     known = {
         **own,
         "RUNAWAY_UUID": x,
@@ -226,27 +235,28 @@ def _transfer(
         "RUNAWAY_LEAVE": leave,
         "RUNAWAY_SCRIPT_PATH": script.path,
         "RUNAWAY_LOCAL_FOLDER": str(script.folder),
-        "RUNAWAY_SEND_HASH": snapshot.id,
-        "RUNAWAY_ARGUMENTS": join_arguments(arguments),
+        "RUNAWAY_SEND_HASH": snapshot,
+        "RUNAWAY_ARGUMENTS": join_arguments(options.arguments),
     }
+    remote_folder = options.remote_folder or "$RUNAWAY_PATH/$RUNAWAY_UUID"
     # The host's own folder is not known yet: its name stays, and is filled in when it is.
     where = patterns.parse_remote(remote_folder, environment, env_read=env_read).fill(
         {**known, "RUNAWAY_PATH": "${RUNAWAY_PATH}"}
     )
-    output = patterns.parse_output(output_folder, environment, env_read=env_read)
+    output = patterns.parse_output(options.output_folder, environment, env_read=env_read)
     output.check({**known, "RUNAWAY_PATH": "/"})
     return Transfer(
         local_folder=str(script.folder),
         remote_folder=where,
-        output_folder=os.path.join(str(Path.cwd()), output_folder)
-        if "$" not in output_folder
-        else output_folder,
+        output_folder=os.path.join(str(Path.cwd()), options.output_folder)
+        if "$" not in options.output_folder
+        else options.output_folder,
         variables=known,
         send_ignore=str(send_ignore) if send_ignore else None,
         fetch_ignore=str(fetch_ignore) if fetch_ignore else None,
-        snapshot=snapshot.id,
+        snapshot=snapshot,
         leave=leave,  # type: ignore[arg-type]
-        fetch=not stay,
+        fetch=not options.stay,
     )
 
 
@@ -266,24 +276,23 @@ def _ignore_file(text: str | None, option: str, cwd: Path) -> Path | None:
     return path
 
 
-def _show_plan(
-    listing: Listing | None,
-    profile: HostProfile,
-    script: Script,
-    arguments: tuple[str, ...],
-    remote_folder: str | None,
-    output_folder: str,
-    as_json: bool,
-) -> None:
-    argv = [*script.argv, *arguments]
-    if as_json:
+async def _plan(options: ExecOptions, profile: HostProfile, script: Script, send_ignore: Path | None) -> None:
+    """Say what would be sent and run."""
+    from liborch.transfer.listing import list_folder
+
+    listing: Listing | None = None
+    if script.folder is not None:
+        listing = await asyncio.to_thread(list_folder, script.folder, send_ignore=send_ignore, explain=True)
+    argv = [*script.argv, *options.arguments]
+    remote_folder = options.remote_folder or "$RUNAWAY_PATH/$RUNAWAY_UUID"
+    if options.as_json:
         plan: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "host": profile.name,
             "argv": argv,
-            "output_folder": output_folder,
+            "output_folder": options.output_folder,
+            "remote_folder": remote_folder,
         }
-        plan["remote_folder"] = remote_folder or "$RUNAWAY_PATH/$RUNAWAY_UUID"
         if listing is not None:
             plan["files"] = [
                 {"path": os.fsdecode(f.path), "kind": f.kind, "bytes": f.status.st_size}
@@ -299,8 +308,8 @@ def _show_plan(
     if listing is None:
         print("sends nothing: a command of the host")
         return
-    print(f"folder   {script.folder} -> {remote_folder or '$RUNAWAY_PATH/$RUNAWAY_UUID'}")
-    print(f"results  {output_folder}")
+    print(f"folder   {script.folder} -> {remote_folder}")
+    print(f"results  {options.output_folder}")
     for found in listing.found:
         print(neutral(f"  send   {os.fsdecode(found.path)}  {format_size(found.status.st_size)}"))
     for left in listing.left_out:

@@ -19,6 +19,10 @@ class NodeAdded(Event, frozen=True):
     host: str
 
 
+class LinksWanted(Event, frozen=True):
+    """Work is about to come: links are opened ahead of it, while it is still being prepared."""
+
+
 class LinkOpened(Event, frozen=True):
     """The node's agent answered, and told what it holds for us."""
 
@@ -182,6 +186,7 @@ class Tick(Event, frozen=True):
 
 AnyEvent = (
     NodeAdded
+    | LinksWanted
     | LinkOpened
     | LinkLost
     | LinkRefused

@@ -36,6 +36,7 @@ class Orchestration(Placement):
         self._tenants: dict[str, dict[str, None]] = {}
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
             ev.NodeAdded: self._node_added,
+            ev.LinksWanted: self._links_wanted,
             ev.LinkOpened: self._link_opened,
             ev.LinkLost: self._link_lost,
             ev.LinkRefused: self._link_refused,
@@ -136,6 +137,9 @@ class Orchestration(Placement):
         self._possible.clear()
         if self.items:
             self._connect(node)
+
+    def _links_wanted(self, _event: ev.LinksWanted) -> None:
+        self._connect_all()
 
     def _connect(self, node: Node) -> None:
         if node.link in ("CLOSED", "BROKEN") and node.state != "LOST":

@@ -28,6 +28,7 @@ from liborch.drive.recording import Recorded, decode, encode
 from liborch.drive.results import record_of, result_of
 from liborch.drive.targets import Target
 from liborch.errors import (
+    AgentError,
     InvariantError,
     OrchestraError,
     SpecError,
@@ -84,6 +85,10 @@ class Driver(Errands):
         """Make a node known. Its link is opened when there is work."""
         self.targets[target.name] = target
         self.post(ev.NodeAdded(target.name, target.profile.name))
+
+    def connect(self) -> None:
+        """Open the links now: what is to be submitted is still being prepared."""
+        self.post(ev.LinksWanted())
 
     def submit(
         self,
@@ -161,6 +166,37 @@ class Driver(Errands):
         if self._turned is None:
             self._turned = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._turned)
+
+    async def wait_handed_over(self, execution: Execution) -> None:
+        """Return when a node has the order, and nobody here is needed any more; or when the execution is over.
+
+        Cancelled: nothing changes. Raises what `Execution.wait` raises.
+        """
+        over = asyncio.ensure_future(execution.wait())
+        try:
+            while not over.done() and not await self._is_handed_over(execution):
+                turn = asyncio.ensure_future(self.turned())
+                await asyncio.wait([over, turn], return_when=asyncio.FIRST_COMPLETED)
+                turn.cancel()
+            if over.done():
+                over.result()
+        finally:
+            over.cancel()
+
+    async def _is_handed_over(self, execution: Execution) -> bool:
+        item = self.core.items.get(execution.id)
+        if item is None or item.state in ("WAITING", "STAGING"):
+            return False
+        if item.state != "PLACED":
+            return True
+        ordered = execution.ordered
+        if ordered is None or ordered[0] != item.attempt:
+            return False
+        # What was written to a link that is closed next may never arrive. Questions are answered in the order of things.
+        with contextlib.suppress(AgentError):
+            await ordered[1].ask("status")
+            return execution.ordered == ordered
+        return False
 
     def follow(self, x: str, on_output: OnOutput | None = None) -> None:
         """Have an execution's output collected while it is written, if it is not already; unknown ones are passed over."""
@@ -530,6 +566,7 @@ class Driver(Errands):
             else:
                 own = self._order(execution, target)
             orders.append((hand.x, hand.attempt, own))
+            execution.ordered = (hand.attempt, link)
             if execution.sink is not None and execution.following is None:
                 execution.following = self._spawn(self._follow(execution))
         link.order(common, orders)

@@ -96,6 +96,7 @@ class SimLink(AgentLink):
     def __init__(self, agent: SimAgent) -> None:
         self.agent = agent
         self.hello: dict[str, Any] = {"protocol": 1, "state_id": agent.node.state_id}
+        self.clock_skew_s = 0.0
         self._owner: str | None = None
         self._sent = 0
         self._lost: str | None = None

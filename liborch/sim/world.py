@@ -209,6 +209,8 @@ class World:
     def _add(self, name: str) -> None:
         if name not in self.gone:
             self.client.post(ev.NodeAdded(name, "lab"))
+            if self.rng.random() < 0.5:
+                self.client.post(ev.LinksWanted())
 
     def _ask(self, number: int) -> None:
         rng = self.rng

@@ -72,8 +72,8 @@ def command(**options: Any) -> int:
     """
     import asyncio
 
-    from runaway.single import run_exec
+    from runaway.single import ExecOptions, run_exec
 
-    status = asyncio.run(run_exec(**options))
+    status = asyncio.run(run_exec(ExecOptions(**options)))
     sys.stdout.flush()
     return status

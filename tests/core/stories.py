@@ -34,8 +34,7 @@ class Story:
         """A node that is added and, once something is there for it, opened."""
         self.tell(ev.NodeAdded(name, host))
         if self.link(name) == "CLOSED":
-            # Something that no node can run wakes the links without taking room.
-            self.tell(ev.Submitted("wake", cpus=1), ev.CancelAsked("wake"))
+            self.tell(ev.LinksWanted())
         if self.link(name) == "CONNECTING":
             self.opened(name, cpus, memory_bytes, gpus)
 

@@ -13,6 +13,15 @@ from liborch.core.things import Policy
 from tests.core.stories import Story
 
 
+def test_links_may_be_wanted_before_there_is_work() -> None:
+    story = Story()
+    assert story.tell(ev.NodeAdded("n1", "lab"), ev.LinksWanted(), ev.LinksWanted()) == [act.Connect("n1", 1)]
+    assert story.tell(ev.LinkRefused("n1", "another key")) == []
+    (finished,) = story.tell(ev.Submitted("a"))
+    assert isinstance(finished, act.Finish)
+    assert (finished.x, finished.reason) == ("a", "refused")
+
+
 def test_a_link_is_opened_when_there_is_something_for_it() -> None:
     story = Story()
     assert story.tell(ev.NodeAdded("n1", "lab"), ev.NodeAdded("n1", "lab")) == []

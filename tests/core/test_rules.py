@@ -101,6 +101,10 @@ class AnyEventAtAnyMoment(RuleBasedStateMachine):
         self.tell(kind(data.draw(st.sampled_from(sorted(self.machine.nodes))), "chance"))
 
     @rule()
+    def links_are_wanted(self) -> None:
+        self.tell(ev.LinksWanted())
+
+    @rule()
     def another_client_takes_over(self) -> None:
         self.tell(ev.Restarted())
 
