@@ -44,10 +44,15 @@ class PoolShell:
         return await self._pool.open_channel(self._ssh, command)
 
 
+#: The files of `liborch/agent/fallback/` in the order in which they make one program.
+_PARTS = ("ground", "run", "keeper", "recovery", "session", "files", "verbs")
+
+
 @functools.cache
 def fallback_script() -> tuple[str, bytes]:
-    """Return (hash, text) of the program for nodes without python3."""
-    data = (Path(__file__).parent.parent / "agent" / "fallback.sh").read_bytes()
+    """Return (hash, text) of the program for nodes without python3: one file, its hash over the whole."""
+    folder = Path(__file__).parent.parent / "agent" / "fallback"
+    data = b"\n".join((folder / f"{name}.sh").read_bytes() for name in _PARTS)
     return hashlib.sha256(data).hexdigest()[:16], data
 
 

@@ -1,8 +1,8 @@
 """The client's end of the fallback for nodes without python3: an AgentLink over lines of text and plain commands.
 
-One channel runs `fallback.sh session` for as long as the link lives; it takes one-line commands and prints one-line
+One channel runs the fallback's `session` for as long as the link lives; it takes one-line commands and prints one-line
 events, some with raw bytes behind them whose number the line tells. Output that is followed and files that travel
-use channels of their own. What the node does is `agent/fallback.sh`'s, files are `shell_transfer.py`'s; this file turns
+use channels of their own. What the node does is `agent/fallback/`'s, files are `shell_transfer.py`'s; this file turns
 orders into scripts, lines into events, and decides nothing.
 """
 

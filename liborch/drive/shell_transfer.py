@@ -1,7 +1,7 @@
 """The worker's half of a transfer where the node has only sh: `send.py` and `fetch.py` talk to it as to the real one.
 
 It is a Stream. What the client sends is answered here, on this machine, by running small scripts on the node (their
-functions are in `agent/fallback.sh`): code goes out as a tar stream, or file by file where there is no tar; results
+functions are in `agent/fallback/files.sh`): code goes out as a tar stream, or file by file where there is no tar; results
 come back with their size in front. What was sent is remembered on the node in `DIRECTORY/.orchestra/sh/`:
 
     code/SNAPSHOT/          the files as they were sent, once
