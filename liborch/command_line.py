@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from liborch.plain_text import neutral
 
 #: Of the form that an error has under --json.
 SCHEMA_VERSION = 1
@@ -76,7 +79,7 @@ def run(name: str, text: str, table: dict[str, tuple[str, str]]) -> int:
     except click.ClickException as error:
         if as_json:
             _print_error(type(error).__name__, error.format_message(), 2)
-        error.show()
+        _show(error)
         return 2
     except Exception as error:
         return _explain(name, error, as_json=as_json)
@@ -94,8 +97,15 @@ def _explain(name: str, error: Exception, *, as_json: bool) -> int:
         _print_error(type(error).__name__, str(error), getattr(error, "exit_status", 1), fields)
     if not isinstance(error, OrchestraError) or isinstance(error, InvariantError):
         raise error
-    click.echo(f"{name}: {type(error).__name__}: {error}", err=True)
+    click.echo(neutral(f"{name}: {type(error).__name__}: {error}"), err=True)
     return error.exit_status
+
+
+def _show(error: click.ClickException) -> None:
+    """As click shows it; but what it quotes may have been pasted, or be a file's name."""
+    text = io.StringIO()
+    error.show(text)
+    click.echo(neutral(text.getvalue()), err=True, nl=False)
 
 
 def _wants_json(words: Sequence[str]) -> bool:

@@ -245,7 +245,7 @@ def explain(text: str, *, as_json: bool) -> int:
             json.dumps({"schema_version": SCHEMA_VERSION, "id": row.id, "state": row.state, "lines": lines})
         )
         return 0
-    from runaway.messages import neutral
+    from liborch.plain_text import neutral
 
     for line in lines:
         print(neutral(line))

@@ -12,9 +12,9 @@ from liborch.drive.peek import linked
 from liborch.drive.targets import Target, targets_of
 from liborch.errors import OrchestraError
 from liborch.places import Places, places
+from liborch.plain_text import neutral
 from liborch.profiles.find import find_host
 from liborch.quantities import format_size
-from runaway.messages import neutral
 from runaway.records import SCHEMA_VERSION
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from liborch.drive.link import AgentLink
 from liborch.errors import Conflict, OrchestraError, SpecError, UnknownName
 from liborch.journal import DriverLock, ExecutionRow, Journal
+from liborch.plain_text import neutral
 from liborch.specs import ExecutionSpec
 from runaway.messages import Messages
 from runaway.records import FINAL, SCHEMA_VERSION, Records, detail_of
@@ -71,7 +73,8 @@ def fetch(text: str, *, output_folder: str | None, as_json: bool, quiet: bool) -
             )
         )
     else:
-        print(where)
+        # A program that asked wants the name as it is.
+        print(neutral(where) if sys.stdout.isatty() else where)
         messages.stage(f"{files} files")
     for path, why in refused:
         messages.error(f"not fetched: {path}: {why}")

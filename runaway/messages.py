@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from liborch.plain_text import neutral
 from liborch.quantities import format_duration, format_size
 
 #: A transfer that takes longer than this gets a progress bar, in seconds.
@@ -74,14 +75,6 @@ class Messages:
                 self._bar_shown = False
 
         return show
-
-
-def neutral(text: str) -> str:
-    """Text from elsewhere, safe on a terminal: names come from other machines, and nothing in them may steer it."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in text
-    )
 
 
 def width() -> int:

@@ -301,15 +301,15 @@ async def _plan(options: ExecOptions, profile: HostProfile, script: Script, send
             plan["left_out"] = [{"path": os.fsdecode(f.path), "reason": f.reason} for f in listing.left_out]
         print(json.dumps(plan))
         return
-    from runaway.messages import neutral
+    from liborch.plain_text import neutral
 
-    print(f"host     {profile.name}")
+    print(neutral(f"host     {profile.name}"))
     print(neutral(f"command  {' '.join(argv)}"))
     if listing is None:
         print("sends nothing: a command of the host")
         return
-    print(f"folder   {script.folder} -> {remote_folder}")
-    print(f"results  {options.output_folder}")
+    print(neutral(f"folder   {script.folder} -> {remote_folder}"))
+    print(neutral(f"results  {options.output_folder}"))
     for found in listing.found:
         print(neutral(f"  send   {os.fsdecode(found.path)}  {format_size(found.status.st_size)}"))
     for left in listing.left_out:

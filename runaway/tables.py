@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from runaway.messages import neutral
+from liborch.plain_text import neutral
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

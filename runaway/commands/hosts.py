@@ -22,6 +22,7 @@ def command(ctx: click.Context) -> int:
 def list_hosts(as_json: bool) -> int:
     """List every host there is a name for, and what is wrong with profiles that cannot be read."""
     from liborch.places import places
+    from liborch.plain_text import neutral
     from liborch.profiles.find import load_all
     from liborch.profiles.names import LOCAL, ssh_aliases
     from runaway.places import ssh_config_of
@@ -44,7 +45,7 @@ def list_hosts(as_json: bool) -> int:
         for line in columns(["NAME", "KIND", "FROM"], rows):
             click.echo(line)
         for error in errors:
-            click.echo(f"runaway: {error}", err=True)
+            click.echo(neutral(f"runaway: {error}"), err=True)
     return 2 if errors else 0
 
 
@@ -56,8 +57,8 @@ def show_host(name: str, as_json: bool) -> int:
     import msgspec
 
     from liborch.places import places
+    from liborch.plain_text import neutral
     from liborch.profiles.find import find_host
-    from runaway.messages import neutral
     from runaway.records import SCHEMA_VERSION
 
     folders = places(dict(os.environ))

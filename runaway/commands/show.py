@@ -13,7 +13,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="One JSON value.")
 def command(execution: str, as_json: bool) -> int:
     """Show everything that is known of EXECUTION (a prefix of its id, or `last`)."""
-    from runaway.messages import neutral
+    from liborch.plain_text import neutral
     from runaway.records import Lives, Records, full_view, state_text
 
     records = Records()
