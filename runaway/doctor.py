@@ -16,10 +16,10 @@ from liborch.drive.targets import Target, targets_of
 from liborch.errors import HostKeyChanged, HostKeyUnknown, OrchestraError
 from liborch.journal import Journal
 from liborch.places import Places, places
+from liborch.plain_text import neutral
 from liborch.profiles.find import find_host, near_hosts
 from liborch.quantities import format_duration, format_size
 from liborch.ssh import Pool
-from runaway.messages import neutral
 from runaway.records import SCHEMA_VERSION
 
 Verdict = Literal["ok", "warning", "failed"]
@@ -37,6 +37,7 @@ _PROBE = (
     "exec /bin/sh -c 'echo ORCH_shell=$SHELL; echo ORCH_home=$HOME; echo ORCH_user=$(id -un); "
     'echo ORCH_python=$(python3 -c "import platform; print(platform.python_version())" 2>&1 | tail -n 1); '
     "echo ORCH_sessions=$(sshd -T 2>/dev/null | sed -n s/^maxsessions.//p); "
+    "echo ORCH_where=$(command -v python3); "
     "if [ -w $HOME ]; then echo ORCH_writable=yes; else echo ORCH_writable=no; fi'"
 )
 
@@ -108,14 +109,10 @@ async def _examine(target: Target, folders: Places, tell: Examination, accept_ne
     except OrchestraError as error:
         tell.stop("agent", str(error), "see the error file in ~/.local/state/orchestra/nodes on the host")
         return
-    tell.say(
-        "agent",
-        "ok",
-        f"version {str(hello.get('hash', ''))[:8]}, python {hello.get('python')}, answers in {latency_s * 1000:.0f} ms",
-    )
+    _judge_agent(tell, hello, latency_s)
     _judge_clock(tell, skew_s)
     _judge_directory(tell, target.directory, probe)
-    _judge_room(tell, status)
+    _judge_room(tell, status, limited=bool(hello.get("limits")))
 
 
 @contextlib.asynccontextmanager
@@ -200,19 +197,7 @@ async def _look_around(target: Target, tell: Examination, pool: Pool) -> None:
         )
     else:
         tell.say("shell", "ok", text)
-    python = seen.get("python", "")
-    parts = python.split(".")
-    if not parts[0].isdigit():
-        tell.say(
-            "python3",
-            "warning",
-            python or "none",
-            "a slower fallback runs without it; `module load python` in the profile may help",
-        )
-    elif (int(parts[0]), int(parts[1])) < (3, 6):
-        tell.say("python3", "failed", python, "the agent needs python 3.6 or newer on the PATH of a login")
-    else:
-        tell.say("python3", "ok", python)
+    _judge_python(tell, seen.get("python", ""), seen.get("where", ""))
     if seen.get("writable") == "yes":
         tell.say("home", "ok", seen.get("home", ""))
     else:
@@ -227,14 +212,48 @@ async def _look_around(target: Target, tell: Examination, pool: Pool) -> None:
         tell.say("sessions", "warning", f"MaxSessions {sessions}", "works, transfers take turns")
 
 
+def _judge_python(tell: Examination, version: str, where: str) -> None:
+    """What a login's python3 says of itself; without one that works a fallback does, so it is no failure."""
+    todo = "a slower fallback works without it; `module load python` in the profile may help"
+    parts = version.split(".")
+    if not where:
+        tell.say("python3", "warning", "none", todo)
+    elif len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
+        tell.say("python3", "warning", f"{where} does not run: {version or 'it says nothing'}", todo)
+    elif (int(parts[0]), int(parts[1])) < (3, 6):
+        tell.say("python3", "warning", f"{where} is {version}; 3.6 or newer is needed", todo)
+    else:
+        tell.say("python3", "ok", version)
+
+
+def _judge_agent(tell: Examination, hello: dict[str, Any], latency_s: float) -> None:
+    answers = f"answers in {latency_s * 1000:.0f} ms"
+    limits = hello.get("limits", [])
+    if not limits:
+        tell.say(
+            "agent",
+            "ok",
+            f"version {str(hello.get('hash', ''))[:8]}, python {hello.get('python')}, {answers}",
+        )
+        return
+    tell.say(
+        "agent",
+        "warning",
+        f"works through plain sh, {answers}: the node {hello.get('why')}",
+        "a python3 of 3.6 or newer on the PATH of a login lifts these limits",
+    )
+    for limit in limits:
+        tell.say("limits", "warning", limit)
+
+
 def _judge_clock(tell: Examination, skew_s: float) -> None:
     if abs(skew_s) > SKEW_S:
-        way = "behind" if skew_s > 0 else "ahead"
+        way = "behind" if skew_s > 0 else "ahead of"
         tell.say(
             "clock",
             "warning",
             f"{format_duration(abs(skew_s))} {way} of this machine's",
-            "nothing of ours depends on it; times of its results will look odd",
+            "nothing of ours depends on it; the times of files made there will look odd",
         )
     else:
         tell.say("clock", "ok", "agrees with this machine's")
@@ -247,8 +266,8 @@ def _judge_directory(tell: Examination, directory: str, probe: dict[str, Any]) -
         )
         return
     free, inodes = int(probe.get("free_bytes", 0)), int(probe.get("free_inodes", 0))
-    text = f"{directory}: {format_size(free)} free"
-    if free < LOW_BYTES:
+    text = f"{directory}: {format_size(free)} free" if free >= 0 else f"{directory}: can be written"
+    if 0 <= free < LOW_BYTES:
         tell.say(
             "directory", "warning", text, "little room: clean up, or give another `directory` in the profile"
         )
@@ -260,16 +279,10 @@ def _judge_directory(tell: Examination, directory: str, probe: dict[str, Any]) -
         tell.say("directory", "ok", text)
 
 
-def _judge_room(tell: Examination, status: dict[str, Any]) -> None:
+def _judge_room(tell: Examination, status: dict[str, Any], *, limited: bool) -> None:
     room = status["room"]
-    means = room.get("means", {})
-    weak = means.get("memory") == "watching"
-    tell.say(
-        "limits",
-        "warning" if weak else "ok",
-        ", ".join(f"{what} by {how}" for what, how in means.items()),
-        "memory is watched, not fenced: no cgroup can be written there" if weak else "",
-    )
+    if not limited:
+        _judge_means(tell, room.get("means", {}))
     gpus = f", {len(room['gpus'])} GPUs" if room.get("gpus") else ""
     tell.say(
         "slots",
@@ -278,6 +291,16 @@ def _judge_room(tell: Examination, status: dict[str, Any]) -> None:
     )
     for run in status.get("runs", []):
         tell.say("in use", "ok", f"slot {run['slot']}: {run['x'][:8]}, for {format_duration(run['seconds'])}")
+
+
+def _judge_means(tell: Examination, means: dict[str, str]) -> None:
+    weak = means.get("memory") == "watching"
+    tell.say(
+        "limits",
+        "warning" if weak else "ok",
+        ", ".join(f"{what} by {how}" for what, how in means.items()),
+        "memory is watched, not fenced: no cgroup can be written there" if weak else "",
+    )
 
 
 def rebuild(*, as_json: bool) -> int:

@@ -17,7 +17,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from liborch.drive.link import GREETING_S, AgentEvent
-from liborch.drive.shell import MAX_LINE, Shell, ShellPipe, command, fallback_script, session_command
+from liborch.drive.shell import (
+    MAX_LINE,
+    Shell,
+    ShellPipe,
+    command,
+    fallback_script,
+    opened,
+    quoted,
+    session_command,
+)
 from liborch.drive.shell_orders import VARIABLE, checked, head_of, normal, script_of
 from liborch.drive.shell_output import ShellOutput
 from liborch.drive.shell_transfer import ShellTransfer
@@ -421,6 +430,8 @@ class ShellLink:
         if kind == "ping":
             await self._values(())
             return {"t": "pong", "clock": time.time() - self.clock_skew_s, "at": fields.get("at")}
+        if kind == "probe":
+            return await self._probe(str(fields["path"]))
         if kind not in ("status", "retire"):
             raise AgentError(self.host, f"the fallback has no answer to {kind!r}")
         reply: dict[str, Any] = await self._request(kind)
@@ -435,6 +446,21 @@ class ShellLink:
         self._replies[tag] = future
         self._post(f"{' '.join([kind, tag, *words])}\n")
         return await future
+
+    async def _probe(self, path: str) -> dict[str, Any]:
+        """What room is at a folder's place, as the agent's `probe` tells it."""
+        try:
+            async with opened(await self._run_script(b"probe %b" % quoted(path))) as reader:
+                reader.pipe.write_eof()
+                word, _, rest = (await reader.line()).decode("utf-8", "replace").partition(" ")
+                if word == "error":
+                    return {"t": "probe", "error": rest}
+                free, files = map(int, rest.split())
+        except (OSError, ValueError) as error:
+            raise AgentError(
+                self.host, f"the fallback cannot look at {path}: {error}", retriable=True
+            ) from error
+        return {"t": "probe", "free_bytes": free, "free_inodes": files}
 
     async def _values(self, names: Sequence[str]) -> list[bytes]:
         """Return the login's variables by name, empty ones where there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from liborch.drive.shell_link import LIMITS
 from tests.lab.hosts import Host, Lab
 from tests.lab.machine import wait_until
 
@@ -108,6 +110,31 @@ def test_a_host_whose_python_is_missing_broken_or_old_runs_fetches_and_says_why(
     status, out, _ = person.exec("h1", "cat data; exit 0")
     assert (status, hashlib.sha256(out).digest()) == (0, hashlib.sha256(big).digest())
     assert not (host.home / "orchestra").exists() or not list((host.home / "orchestra").iterdir())
+    end_keepers(host)
+
+
+@pytest.mark.parametrize("how", ["none", "false"])
+def test_doctor_names_the_python_that_does_not_work_and_what_cannot_be_done_without(
+    make_lab: MakeLab, tmp_path: Path, how: str
+) -> None:
+    lab = make_lab(1)
+    host = lab.host("h1")
+    told = break_python(host, how)
+    person = Person(tmp_path, lab)
+    with person.start("doctor", "h1") as process:
+        out, err = process.communicate(timeout=60)
+    said = out.decode()
+    assert process.returncode == 0, said + err.decode()
+    assert "python3     " + ("none" if how == "none" else "/usr/bin/python3 does not run") in said
+    assert "works through plain sh, answers in" in said
+    assert f"the node {told}" in said
+    for limit in LIMITS:
+        assert f"warning limits      {limit}" in said
+    assert "ok      directory" in said
+    assert "ok      slots" in said
+    with person.start("doctor", "--json", "h1") as process:
+        lines = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
+    assert {line["seen"] for line in lines if line["step"] == "limits"} >= set(LIMITS)
     end_keepers(host)
 
 

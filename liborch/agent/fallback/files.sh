@@ -127,3 +127,19 @@ collect() {
     rmdir "$1/.orchestra" 2>/dev/null
     unmake "$1" "$made"
 }
+
+# probe PATH: whether a folder could be made and written there, and what room is there, in bytes and files (-1: not told).
+probe() {
+    found=$1
+    while [ ! -d "$found" ] && [ "$found" != / ]; do
+        found=${found%/*}
+        [ -n "$found" ] || found=/
+    done
+    if [ ! -w "$found" ] || [ ! -x "$found" ]; then echo "error $found cannot be written"; return 0; fi
+    set -- $(df -Pk "$found" 2>/dev/null | tail -n 1)
+    bytes=-1 files=-1
+    case ${4-} in '' | *[!0-9]*) ;; *) bytes=$(($4 * 1024)) ;; esac
+    set -- $(df -Pi "$found" 2>/dev/null | tail -n 1)
+    case ${4-} in '' | 0 | *[!0-9]*) ;; *) files=$4 ;; esac
+    echo "room $bytes $files"
+}
