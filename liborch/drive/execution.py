@@ -13,6 +13,7 @@ from liborch.specs import ExecutionSpec
 
 if TYPE_CHECKING:
     from liborch.drive.driver import Driver
+    from liborch.drive.link import AgentLink
 
 
 class Execution:
@@ -30,6 +31,7 @@ class Execution:
         "id",
         "lease",
         "node",
+        "ordered",
         "result",
         "sink",
         "spec",
@@ -53,6 +55,8 @@ class Execution:
         self.verdict: Result | None = None
         self.sink: Sink | None = None
         self.following: asyncio.Task[None] | None = None
+        #: The attempt whose order was put on its way, and on which link; None: none was.
+        self.ordered: tuple[int, AgentLink] | None = None
         #: The stream to its pseudo-terminal, while there is one.
         self.terminal: Any = None
 

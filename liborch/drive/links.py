@@ -8,6 +8,7 @@ from typing import Any
 from liborch.core import events as ev
 from liborch.drive.ground import Ground
 from liborch.drive.link import AgentEvent
+from liborch.drive.orders import remote_folder
 from liborch.drive.targets import Target
 from liborch.errors import (
     AgentError,
@@ -63,6 +64,8 @@ class Links(Ground):
             )
 
         def attached(head: dict[str, Any]) -> None:
+            for x, folder in zip(unknown, head.get("expanded", ())[1:], strict=False):
+                self._folders.setdefault(x, {})[target.name] = str(folder)
             self._on_attached(target, head)
 
         def lost(why: str) -> None:
@@ -71,6 +74,7 @@ class Links(Ground):
                 self._down(target, "lost", why)
                 self.post(ev.LinkLost(target.name, why))
 
+        unknown = self._without_folder(target)
         await link.attach(
             self.orchestration,
             target.acked,
@@ -78,8 +82,23 @@ class Links(Ground):
             lambda events: self._on_agent_events(target, events),
             attached,
             lost,
-            expand=[target.profile.directory],
+            expand=[target.profile.directory, *unknown.values()],
         )
+
+    def _without_folder(self, target: Target) -> dict[str, str]:
+        """{execution: its remote folder, for the host to expand} of those placed there by a client that is gone.
+
+        Their files are there, their orders perhaps not. Handing over does not wait, so the folders come with the greeting.
+        """
+        node = self.core.nodes.get(target.name)
+        found = {}
+        for x in node.items if node is not None else ():
+            execution = self.executions.get(x)
+            transfer = execution.spec.transfer if execution is not None else None
+            placed = self.core.items[x].state == "PLACED"
+            if placed and transfer is not None and target.name not in self._folders.get(x, {}):
+                found[x] = remote_folder(transfer, target.profile.directory)
+        return found
 
     def _twin_of(self, target: Target, state_id: str) -> Target | None:
         for other in self.targets.values():
