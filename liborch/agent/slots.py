@@ -1,7 +1,7 @@
 """The node's room: what there is, what is taken, who waits. Pure bookkeeping; the keeper acts on it."""
 
 import heapq
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 
 class Room:
@@ -72,44 +72,46 @@ class Queues:
     """Orders that wait: first come, first served within an owner; owners take turns."""
 
     def __init__(self):
+        #: {owner: {key: order}}, owners without orders left out.
         self._owners = OrderedDict()
-        self._keys = {}
+        self._owner_of = {}
 
     def add(self, owner, key, order):
-        self._owners.setdefault(owner, deque()).append(key)
-        self._keys[key] = order
+        self._owners.setdefault(owner, OrderedDict())[key] = order
+        self._owner_of[key] = owner
 
     def __contains__(self, key):
-        return key in self._keys
+        return key in self._owner_of
 
     def __len__(self):
-        return len(self._keys)
+        return len(self._owner_of)
 
     def get(self, key):
-        return self._keys.get(key)
+        owner = self._owner_of.get(key)
+        return None if owner is None else self._owners[owner][key]
 
     def remove(self, key):
-        """Take an order out, wherever it stands; None when it is not there. Its place in the deque is left to be skipped."""
-        return self._keys.pop(key, None)
+        """Take an order out, wherever it stands; None when it is not there."""
+        owner = self._owner_of.pop(key, None)
+        if owner is None:
+            return None
+        queue = self._owners[owner]
+        order = queue.pop(key)
+        if not queue:
+            del self._owners[owner]
+        return order
 
     def keys_of(self, owner):
-        return [key for key in self._owners.get(owner, ()) if key in self._keys]
+        return list(self._owners.get(owner, ()))
 
     def keys(self):
-        return self._keys.keys()
+        return self._owner_of.keys()
 
     def pop_fitting(self, fits):
         """Return the next order that `fits` accepts, or None: the first of each owner's queue in turn."""
-        for owner in list(self._owners):
-            queue = self._owners[owner]
-            while queue and queue[0] not in self._keys:
-                queue.popleft()
-            if not queue:
-                del self._owners[owner]
-                continue
-            order = self._keys[queue[0]]
+        for owner, queue in self._owners.items():
+            key, order = next(iter(queue.items()))
             if fits(order):
-                del self._keys[queue.popleft()]
                 self._owners.move_to_end(owner)
-                return order
+                return self.remove(key)
         return None

@@ -31,6 +31,8 @@ def check(machine: Orchestration) -> None:
         head, kept = machine._reserved
         if machine.items.get(head.x) is not head or head.state != "WAITING":
             raise InvariantError(f"room is reserved for {head!r}")
+        if head.group is None or head.group.head() is not head:
+            raise InvariantError(f"room is reserved for {head!r}, who is not the next of its group")
         if kept.link != "OPEN" or kept.state != "USABLE":
             raise InvariantError(f"{kept!r} is reserved and out of reach")
 

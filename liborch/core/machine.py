@@ -539,6 +539,10 @@ class Orchestration(Placement):
     def _requeue(self, item: Item) -> None:
         if self.queue.add(item):
             self._unstarve()
+        reserved = self._reserved
+        if reserved is not None and item.group is reserved[0].group and item.order < reserved[0].order:
+            # It wants the same and is before who the node is kept for: nobody behind it in its group is asked.
+            self._reserved = (item, reserved[1])
 
     # ------------------------------------------------------------------ promises
 

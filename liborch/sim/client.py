@@ -108,8 +108,9 @@ class Client:
         if self.is_down:
             self._missed += events
             return
+        to_come = iter(events)
         try:
-            for event in events:
+            for event in to_come:
                 self.record.append((event, self.world.now))
                 actions = self.machine.handle(event, self.world.now)
                 self.machine.check()
@@ -119,6 +120,8 @@ class Client:
                 for action in actions:
                     self._carry_out(action)
         except Crash:
+            # What a person said in the same breath, they say to the next client.
+            self._missed += to_come
             self._die()
             return
         self._plan_tick()

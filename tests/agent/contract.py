@@ -232,6 +232,20 @@ async def what_waits_is_recalled(link: AgentLink) -> None:
     assert not [e for e in client.events if e[3] == second and e[2] == "ended"]
 
 
+async def what_was_recalled_and_comes_again_is_the_last_in_the_queue(link: AgentLink) -> None:
+    client = await Client(link).attach(cpus=1)
+    first = client.order("sleep", "600", grace=0.1)
+    second = client.order("true")
+    third = client.order("true")
+    await client.event("started", first)
+    link.tell("recall", ids=[(second, 1)])
+    await client.event("recalled", second)
+    client.order("true", x=second)
+    link.tell("cancel", ids=[(first, 1)])
+    await client.ended(second)
+    assert [e[3] for e in client.events if e[2] == "ended"] == [first, third, second]
+
+
 async def no_more_run_at_once_than_there_are_slots(link: AgentLink) -> None:
     client = await Client(link).attach(cpus=2)
     script = "mkdir /tmp/$T.$RUNAWAY_HANDLE_ID || echo two in one slot; sleep 0.1; rmdir /tmp/$T.$RUNAWAY_HANDLE_ID; echo $RUNAWAY_HANDLE_ID"
@@ -324,6 +338,7 @@ STORIES = (
     cancelling_leaves_no_process,
     what_is_cancelled_before_it_came_never_starts,
     what_waits_is_recalled,
+    what_was_recalled_and_comes_again_is_the_last_in_the_queue,
     no_more_run_at_once_than_there_are_slots,
     what_asks_for_too_much_is_refused,
     a_walltime_ends_it,

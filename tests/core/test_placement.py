@@ -186,6 +186,18 @@ def test_a_cancelled_head_of_the_queue_lets_the_others_go() -> None:
     assert story.where("b") == "n1"
 
 
+def test_a_node_is_kept_for_the_oldest_of_those_who_want_the_same() -> None:
+    story = nodes((2, 0, 0), (2, 0, 0))
+    story.tell(ev.Submitted("a", nodes=("n1",)), ev.Started("a", 1))
+    story.tell(ev.Submitted("old", cpus=2, retries=1, retry_on=("lost",)), ev.Started("old", 1))
+    story.tell(ev.Submitted("young", cpus=2, retries=1, retry_on=("lost",)))
+    assert (story.where("old"), story.where("young")) == ("n2", "")
+    # The node kept for the young one is now the only one, and the old one is back and before it.
+    story.tell(ev.NodeLost("n2", "fire"))
+    caused = story.tell(ev.Ended("a", 1, "exit", 0))
+    assert [action.x for action in caused if isinstance(action, act.Hand)] == ["old", "young"]
+
+
 def test_orders_are_handed_ahead_of_free_slots_and_start_in_order() -> None:
     story = nodes((2, 0, 0))
     story.tell(*(ev.Submitted(x) for x in "abcdefgh"))
