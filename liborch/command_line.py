@@ -17,6 +17,8 @@ import click
 
 from liborch.plain_text import neutral
 
+#: Exit status when whoever read our output has gone: 128 + SIGPIPE, as of any other program.
+CLOSED_PIPE = 141
 #: Of the form that an error has under --json.
 SCHEMA_VERSION = 1
 
@@ -52,6 +54,12 @@ class LazyGroup(click.Group):
                 f"No such command {args[0]!r}; did you mean {' or '.join(near)}?", ctx
             ) from error
 
+    def invoke(self, ctx: click.Context) -> Any:
+        result = super().invoke(ctx)
+        # Here, where click still minds a closed pipe, and not when the interpreter ends.
+        sys.stdout.flush()
+        return result
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if not self._table:
             return
@@ -72,6 +80,9 @@ def run(name: str, text: str, table: dict[str, tuple[str, str]]) -> int:
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
+    except SystemExit:
+        # `runaway logs last | head`: click has silenced the streams, but its status says that executions failed.
+        return CLOSED_PIPE
     except (click.exceptions.Abort, KeyboardInterrupt):
         if as_json:
             _print_error("Interrupted", "interrupted", 130)
@@ -89,9 +100,6 @@ def _explain(name: str, error: Exception, *, as_json: bool) -> int:
     """A person's or the world's mistake is a message; ours keeps its traceback."""
     from liborch.errors import InvariantError, OrchestraError
 
-    if isinstance(error, BrokenPipeError):
-        sys.stderr.close()
-        return 141
     if as_json:
         fields = vars(error) if isinstance(error, OrchestraError) else {}
         _print_error(type(error).__name__, str(error), getattr(error, "exit_status", 1), fields)

@@ -267,7 +267,7 @@ def explanation(records: Records, row: ExecutionRow) -> list[str]:
         result = result_of_row(row)
         at = f" at {clock(row.ended_at)}" if row.ended_at is not None else ""
         lines = [f"{short} ended{at}: {row.state}{'' if row.state == how(row) else f' ({how(row)})'}"]
-        if result.why:
+        if result.why and result.why not in (row.state, how(row)):
             lines.append(result.why)
         if result.attempts > 1:
             lines.append(f"it was attempt {result.attempts}")

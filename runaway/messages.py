@@ -25,6 +25,7 @@ class Messages:
         self._color = (terminal or bool(environment.get("FORCE_COLOR"))) and not environment.get("NO_COLOR")
         self._bars = terminal and not quiet
         self._bar_shown = False
+        self._errors: set[str] = set()
 
     def stage(self, text: str) -> None:
         """A step of the work."""
@@ -38,7 +39,13 @@ class Messages:
 
     def error(self, text: str) -> None:
         """Always shown."""
+        self._errors.add(text)
         self._line(text, "31")
+
+    def reason(self, text: str) -> None:
+        """Why it ended; shown unless it was already, when it happened."""
+        if text not in self._errors:
+            self.error(text)
 
     def _line(self, text: str, color: str) -> None:
         if self._bar_shown:
@@ -64,10 +71,12 @@ class Messages:
             filled = int(share * 24)
             rate = done / (now - began)
             left = format_duration((total - done) / rate) if rate > 0 else "?"
-            sys.stderr.write(
-                f"\r\x1b[K{what} [{'#' * filled}{'.' * (24 - filled)}] {format_size(done)} of {format_size(total)}, "
+            text = (
+                f"{what} [{'#' * filled}{'.' * (24 - filled)}] {format_size(done)} of {format_size(total)}, "
                 f"{files}/{all_files} files, {left} left"
             )
+            # A line that wraps cannot be written over: on a narrow terminal each step would leave one behind.
+            sys.stderr.write(f"\r\x1b[K{text[: width() - 1]}")
             sys.stderr.flush()
             self._bar_shown = True
             if done >= total:

@@ -44,6 +44,8 @@ def find_script(text: str, cwd: Path) -> Script:
     Raises:
         SpecError: There is no such file, it is a folder, or nothing says how to run it.
     """
+    if not text:
+        raise SpecError("SCRIPT is empty: name a file, or a command of the host")
     path = Path(os.path.abspath(cwd / text))
     inside = path.is_relative_to(cwd)
     if path.is_dir() and (inside or "/" in text):

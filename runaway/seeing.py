@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from liborch.command_line import CLOSED_PIPE
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
@@ -41,7 +42,10 @@ async def see_through(
             driver.detached = True
             why = "stdout was closed" if output.broken.done() else "left"
             messages.error(f"{why}; {execution.id[:8]} goes on: runaway attach {execution.id[:8]}")
-            return 141 if output.broken.done() else 130
+            status = CLOSED_PIPE if output.broken.done() else 130
+            if as_json:
+                print(json.dumps(left_as_dict(execution, status)))
+            return status
         try:
             result = await waiting
         except OrchestraError:
@@ -57,6 +61,18 @@ async def see_through(
     return 255 if status == 0 and result.why else status
 
 
+def left_as_dict(execution: Execution, status: int) -> dict[str, Any]:
+    """The JSON form of an execution that goes on without this command."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": execution.id,
+        "state": execution.state,
+        "host": execution.host,
+        "node": execution.node,
+        "exit_status": status,
+    }
+
+
 def say_end(result: Result, messages: Messages, *, as_json: bool) -> None:
     """Print what there is to say of an end besides its output."""
     if as_json:
@@ -64,9 +80,9 @@ def say_end(result: Result, messages: Messages, *, as_json: bool) -> None:
     for path, why in result.refused:
         messages.error(f"not fetched: {path}: {why}")
     if result.reason != "exit":
-        messages.error(": ".join(dict.fromkeys(filter(None, (result.state, result.reason, result.why)))))
-    elif result.why:
-        messages.error(result.why)
+        messages.reason(": ".join(dict.fromkeys(filter(None, (result.state, result.reason, result.why)))))
+    elif result.why and not result.stderr.rstrip().endswith(result.why.encode()):
+        messages.reason(result.why)
 
 
 def result_as_dict(result: Result) -> dict[str, Any]:
@@ -122,6 +138,11 @@ def terminal_of(execution: Execution) -> Any:
         yield
 
 
+def of_node(node: str, why: str) -> str:
+    """`gpu1: why`; most errors name their host themselves."""
+    return why if why.startswith((f"{node} ", f"{node}:")) else f"{node}: {why}"
+
+
 def narrate(messages: Messages, what: str, fields: dict[str, Any], *, sends: bool) -> None:
     """Say what the driver tells, where people care."""
     if what == "sent":
@@ -137,8 +158,10 @@ def narrate(messages: Messages, what: str, fields: dict[str, Any], *, sends: boo
         )
     elif what == "tidied":
         messages.stage("cleaning")
-    elif what in ("unreachable", "lost"):
-        messages.stage(f"{fields['node']}: {fields['why']}")
+    elif what == "unreachable":
+        messages.stage(of_node(fields["node"], fields["why"]))
+    elif what == "lost":
+        messages.stage(f"{of_node(fields['node'], fields['why'])}; what runs there goes on, connecting again")
     elif what == "limited":
         messages.stage(f"{fields['node']}: {fields['why']}; working through plain sh, slower and with less")
         for limit in fields["limits"]:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import sys
 import uuid
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from liborch.drive.execution import Execution
 from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of
 from liborch.drive.transfers import Snapshots
-from liborch.errors import SpecError
+from liborch.errors import HostUnreachable, SpecError
 from liborch.places import Places, places
-from liborch.profiles.find import find_host
+from liborch.profiles.find import find_host, near_hosts
 from liborch.profiles.procedures import join_arguments
 from liborch.quantities import format_size
 from liborch.specs import ExecutionSpec, HostProfile, Resources, Transfer
@@ -30,7 +31,7 @@ from runaway.messages import Messages
 from runaway.records import SCHEMA_VERSION
 from runaway.scripts import Script, find_script
 from runaway.secrets import hide_words
-from runaway.seeing import Output, narrate, see_through
+from runaway.seeing import Output, left_as_dict, narrate, see_through
 
 if TYPE_CHECKING:
     from liborch.transfer.listing import Listing
@@ -132,10 +133,17 @@ async def run_exec(options: ExecOptions) -> int:
             messages.stage("acquiring")
             execution = driver.submit(x, spec, profile.name, on_output=output.write)
             if options.detach:
-                return await _leave(driver, execution)
+                return await _leave(driver, execution, as_json=options.as_json)
             return await see_through(
                 driver, execution, messages, output, no_ecode=options.no_ecode, as_json=options.as_json
             )
+    except HostUnreachable as error:
+        near = near_hosts(options.remote, folders.profiles, folders.ssh_config)
+        if near and isinstance(error.__cause__, socket.gaierror):
+            messages.error(
+                f"{options.remote} is no host that is known here; did you mean {' or '.join(near)}?"
+            )
+        raise
     except _BrokenOff:
         # A thread may still be reading a large folder: it is not waited for.
         os._exit(130)
@@ -198,11 +206,11 @@ def _spec(
     )
 
 
-async def _leave(driver: Driver, execution: Execution) -> int:
+async def _leave(driver: Driver, execution: Execution, *, as_json: bool) -> int:
     """Detach once the node has the order: from then on it needs nobody here."""
     await driver.wait_handed_over(execution)
     driver.detached = True
-    print(execution.id)
+    print(json.dumps(left_as_dict(execution, 0)) if as_json else execution.id)
     return 0
 
 

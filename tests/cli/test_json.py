@@ -50,3 +50,11 @@ def test_an_option_that_is_not_there_is_one_json_value(person: Person) -> None:
 def test_json_behind_the_dashes_is_the_persons_and_not_for_us(person: Person) -> None:
     done = person.run("exec", "local", "nope.sh", "--", "--json")
     assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_what_was_left_behind_is_one_json_value(person: Person) -> None:
+    left = json.loads(person.run("exec", "--detach", "--json", "local", "sleep", "--", "1000").stdout)
+    assert (left["exit_status"], left["host"]) == (0, "local")
+    assert left["id"] == person.executions()[0]["id"]
+    killed = person.json("kill", "last")
+    assert (killed["id"], killed["state"]) == (left["id"], "cancelled")

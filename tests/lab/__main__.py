@@ -19,7 +19,8 @@ def main() -> int:
         print(f"hosts: {', '.join(host.alias for host in lab.hosts)}; ssh config: {lab.ssh_config}")
         print("try, in another terminal:\n")
         print(f"  ORCHESTRA_SSH_CONFIG={lab.ssh_config} runaway exec h1 hostname")
-        print(f"  ssh -F {lab.ssh_config} h1\n")
+        print(f"  ssh -F {lab.ssh_config} h1")
+        print(f"  ip link set {lab.host('h1').veth} down     # cuts h1 off; `up` restores it\n")
         print("Ctrl-C removes everything.", flush=True)
         try:
             signal.pause()
