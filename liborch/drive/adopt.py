@@ -134,6 +134,9 @@ def _execution(
             str(folders.journal), f"the spec of {row.id} is of another version ({error})"
         ) from error
     execution = Execution(driver, row.id, row.host, spec)
+    execution.submitted_at = row.submitted_at
+    if row.started_at is not None:
+        execution.began = (row.attempt or 1, row.started_at)
     told = on_output(row.id) if on_output is not None else None
     if spec.live or spec.tty or told is not None:
         execution.sink = Sink(folders.state / "outputs" / row.id, told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class Execution:
         "_driver",
         "_future",
         "attempt",
+        "began",
         "following",
         "host",
         "id",
@@ -36,6 +38,7 @@ class Execution:
         "sink",
         "spec",
         "state",
+        "submitted_at",
         "terminal",
         "verdict",
     )
@@ -50,6 +53,9 @@ class Execution:
         self.state = "waiting"
         self.node = ""
         self.attempt = 1
+        self.submitted_at = time.time()
+        #: The attempt that was seen to start, and when, both by this machine's clock; None: none was.
+        self.began: tuple[int, float] | None = None
         #: Set when all of it is here and on record; before that it is `verdict`.
         self.result: Result | None = None
         self.verdict: Result | None = None

@@ -37,6 +37,8 @@ class AgentLink(Protocol):
     """What the driver needs of a node's agent; the shell fallback and the simulated agent are others."""
 
     hello: dict[str, Any]
+    #: This machine's wall clock minus the node's, in seconds, as of the greeting.
+    clock_skew_s: float
 
     async def attach(
         self,

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from liborch.core import events as ev
+from liborch.drive.execution import Execution
 from liborch.drive.ground import Ground
 from liborch.drive.link import AgentEvent
 from liborch.drive.orders import remote_folder
@@ -79,7 +80,7 @@ class Links(Ground):
             self.orchestration,
             target.acked,
             target.capacity,
-            lambda events: self._on_agent_events(target, events),
+            lambda events: self._on_agent_events(target, link.clock_skew_s, events),
             attached,
             lost,
             expand=[target.profile.directory, *unknown.values()],
@@ -134,13 +135,14 @@ class Links(Ground):
         async with self._linked:
             self._linked.notify_all()
 
-    def _on_agent_events(self, target: Target, events: list[AgentEvent]) -> None:
+    def _on_agent_events(self, target: Target, skew_s: float, events: list[AgentEvent]) -> None:
         inbox = self._inbox
         for n, _owner, kind, x, attempt, detail in events:
             if n <= target.received:
                 continue
             target.received = n
             if x in self.executions and kind in ("ended", "started", "held"):
+                _use_our_clock(self.executions[x], attempt, detail, skew_s)
                 self._details[x] = detail
             if kind == "ended":
                 left = bool(detail.get("files"))
@@ -177,3 +179,18 @@ class Links(Ground):
     async def _wait_link(self, target: Target) -> None:
         async with self._linked:
             await self._linked.wait_for(lambda: target.link is not None and bool(target.directory))
+
+
+def _use_our_clock(execution: Execution, attempt: int, detail: dict[str, Any], skew_s: float) -> None:
+    """Tell by this machine's clock when an attempt began: by the node's, which may be days off, nothing can be compared.
+
+    What was told first stays, also when the node's clock is set meanwhile; nothing begins before it was asked for, and
+    nothing ends in the future.
+    """
+    if "start" not in detail:
+        return
+    began = execution.began
+    told = began[1] if began is not None and began[0] == attempt else float(detail["start"]) + skew_s
+    latest = time.time() - float(detail.get("dur") or 0.0)
+    detail["start"] = max(execution.submitted_at, min(told, latest))
+    execution.began = (attempt, detail["start"])

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Result(msgspec.Struct, frozen=True):
-    """How an execution ended. Times in seconds; wall-clock times are the node's."""
+    """How an execution ended. Times in seconds; wall-clock times are by this machine's clock."""
 
     id: str
     #: succeeded, failed, cancelled or lost.
