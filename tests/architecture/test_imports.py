@@ -19,6 +19,7 @@ COMMANDS_USE = (
     "liborch.places",
     "liborch.patterns",
     "liborch.command_line",
+    "liborch.plain_text",
     "liborch.drive",
     *BASE,
     *BORDERS,
@@ -46,7 +47,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Ties the front door to what it stands on.
     "liborch.host": (*BASE, "liborch.core", "liborch.drive", "liborch.places", *BORDERS),
     # What the command lines share.
-    "liborch.command_line": ("liborch", "liborch.errors"),
+    "liborch.command_line": ("liborch", "liborch.errors", "liborch.plain_text"),
+    "liborch.plain_text": (),
     # Commands parse, call and print: they reach the world through the driver, and read the journal for `ps`.
     "runaway": (*COMMANDS_USE, "liborch.core"),
     "expegit": COMMANDS_USE,
