@@ -29,7 +29,7 @@ def folders(tmp_path: Path) -> list[Path]:
     old.mkdir()
     (ours / "cluster.yaml").write_text(OURS)
     (old / "cluster.yml").write_text("name: cluster\nssh: never-seen\n")
-    (old / "bordeaux.yml").write_text(OF_2020)
+    (old / "batch.yml").write_text(OF_2020)
     (ours / "notes.txt").write_text("ssh: not a profile")
     (ours / ".hidden.yaml").write_text("ssh: not a profile either")
     return [ours, tmp_path / "does not exist", old]
@@ -63,7 +63,7 @@ def test_a_profile_is_found_in_a_file_of_another_name(folders):
 
 
 def test_a_profile_of_2020_is_found_by_its_file_and_by_its_name(folders):
-    assert find_host("bordeaux", folders) == find_host("plafrim", folders)
+    assert find_host("batch", folders) == find_host("farm", folders)
 
 
 def test_a_broken_profile_is_an_error_only_for_who_wants_it(folders):
@@ -162,7 +162,7 @@ def test_near_misses_are_named(folders, ssh_config):
 def test_every_name_a_person_may_use_is_listed_once(folders, ssh_config):
     (folders[0] / "broken.yaml").write_text("ssh: [")
     assert known_hosts_names(folders, ssh_config) == [
-        *["local", "broken", "cluster", "desks", "plafrim"],
+        *["local", "broken", "cluster", "desks", "farm"],
         *["desk1", "desk2", "gate", "gate2", "quoted", "gpu1"],
     ]
     assert known_hosts_names([Path("/nonexistent")], Path("/nonexistent")) == ["local"]
@@ -171,7 +171,7 @@ def test_every_name_a_person_may_use_is_listed_once(folders, ssh_config):
 def test_all_profiles_and_what_is_wrong_with_the_others(folders):
     (folders[0] / "broken.yaml").write_text("ssh: [")
     profiles, errors = load_all(folders)
-    assert [profile.name for profile in profiles] == ["cluster", "desks", "plafrim"]
+    assert [profile.name for profile in profiles] == ["cluster", "desks", "farm"]
     assert [Path(error.file).name for error in errors] == ["broken.yaml"]
 
 

@@ -26,9 +26,9 @@ nodes: [desk1, desk2, {ssh: gpu1, slots: {gpus: 1}}]
 
 OF_2020 = """\
 ---
-name: plafrim
-ssh_configuration: plafrim-ext
-node_proxycommand: "ssh -A -l apere plafrim -W $RUNAWAY_NODE_ID:22"
+name: farm
+ssh_configuration: farm-frontend
+node_proxycommand: "ssh -A -l alice farm -W $RUNAWAY_NODE_ID:22"
 start_allocation:
   - "module load slurm"
   - export RUNAWAY_JOB_ID=$(sbatch --parsable --wrap 'sleep 1h')
@@ -38,7 +38,7 @@ cancel_allocation:
 allocation_duration: 45
 get_node_handles:
   - export RUNAWAY_HANDLES='16 17'
-directory: /projets/flowers/alex/executions
+directory: /projects/team/alice/executions
 execution:
   - cd $RUNAWAY_PWD
   - |
@@ -85,9 +85,9 @@ def test_our_form_with_two_hosts_in_one_file(tmp_path: Path):
 
 def test_the_2020_form_unchanged():
     assert one(OF_2020) == HostProfile(
-        name="plafrim",
-        ssh="plafrim-ext",
-        directory="/projets/flowers/alex/executions",
+        name="farm",
+        ssh="farm-frontend",
+        directory="/projects/team/alice/executions",
         batch_system="procedures",
         execution=("cd $RUNAWAY_PWD", "./$RUNAWAY_SCRIPT_PATH $RUNAWAY_ARGUMENTS\ntrue\n"),
         procedures=Procedures(
@@ -98,7 +98,7 @@ def test_the_2020_form_unchanged():
             ),
             cancel_allocation=("scancel $RUNAWAY_JOB_ID",),
             get_node_handles=("export RUNAWAY_HANDLES='16 17'",),
-            node_proxycommand="ssh -A -l apere plafrim -W $RUNAWAY_NODE_ID:22",
+            node_proxycommand="ssh -A -l alice farm -W $RUNAWAY_NODE_ID:22",
             allocation_duration_s=2700.0,
         ),
         source="h/box.yaml",
@@ -118,9 +118,9 @@ def test_the_2020_form_with_empty_procedures_as_it_was_written_out_by_the_progra
 
 def test_a_relative_directory_of_2020_is_below_the_home_folder():
     assert (
-        one(OF_2020.replace("/projets/flowers/alex/executions", "executions")).directory == "$HOME/executions"
+        one(OF_2020.replace("/projects/team/alice/executions", "executions")).directory == "$HOME/executions"
     )
-    assert one(OF_2020.replace("/projets/flowers/alex/executions", "~/x")).directory == "$HOME/x"
+    assert one(OF_2020.replace("/projects/team/alice/executions", "~/x")).directory == "$HOME/x"
 
 
 @pytest.mark.parametrize("key", KEYS_2020)
