@@ -15,6 +15,10 @@ except ImportError:
 WAITING_MOST = 4 * frames.WINDOW
 
 
+#: By its name an interpreter finds its library. Ours may have been named by a process that ends before we do.
+_PYTHON = os.path.realpath(sys.executable)
+
+
 class Passage:
     """One stream of a session, served by `worker.py`. Raises OSError when that cannot be started."""
 
@@ -33,7 +37,9 @@ class Passage:
         here = os.path.dirname(os.path.abspath(__file__))
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", os.path.join(here, "worker.py"), str(stream)],
+                [_PYTHON, "-I", "-S", os.path.join(here, "worker.py"), str(stream)],
+                # This very program, also when another one lies under its name by now, or none.
+                executable="/proc/self/exe" if os.path.exists("/proc/self/exe") else sys.executable,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 env=environment,
@@ -50,10 +56,22 @@ class Passage:
 
     def on_frame(self, raw, body):
         """Pass a frame of the client on. Raises ValueError when it sends far more than it may."""
-        self.out += frames.HEADER.pack(frames.VERSION, self.stream, len(raw), len(body)) + raw + body
-        if len(self.out) > WAITING_MOST:
-            raise ValueError("more under way on stream %d than its window" % self.stream)
-        self._write()
+        pieces = [frames.HEADER.pack(frames.VERSION, self.stream, len(raw), len(body)), raw, body]
+        if self.out:
+            self.out += b"".join(pieces)
+            if len(self.out) > WAITING_MOST:
+                raise ValueError("more under way on stream %d than its window" % self.stream)
+            return
+        # Straight on, as far as the worker takes it: most of a gigabyte is never copied here.
+        try:
+            sent = self.line.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # Its end is read, too, and dealt with there.
+        if sent < sum(map(len, pieces)):
+            self.out += memoryview(b"".join(pieces))[sent:]
+            self.set_mask()
 
     def _on_line(self, mask):
         if mask & select.EPOLLOUT:

@@ -3,10 +3,14 @@
 The command is one line that sh, bash, csh and fish read the same: no single quote, backslash, exclamation mark or newline
 inside. It prints a random marker and one word, `have` or `need`; everything before the marker is the login's
 noise. After `need` it reads the packed agent from stdin: its size on a line, then its bytes. Then the relay takes over with frames.
+
+Which program serves a node, the agent or the fallback for nodes without python3, is decided here, too: a python3 that was
+mended, or broke, while something runs does not make the other one step in, which would know nothing of it.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Protocol
 
@@ -15,6 +19,8 @@ from liborch.errors import AgentError
 
 #: What a login may print before the marker, in bytes.
 MAX_NOISE = 64 << 10
+
+_ID = re.compile(r"[A-Za-z0-9.-]+")
 
 
 class Pipe(Protocol):
@@ -36,17 +42,49 @@ class Pipe(Protocol):
         """Its exit status; None: not known."""
 
 
-def command(marker: str) -> str:
-    """Return the command line to run on the host."""
+#: Sets `u` where the fallback for nodes without python3 has what we come for: a state folder that is named, or work that
+#: goes on in one. Two programs that each count all of a node's slots must not both use them.
+_LOOK = (
+    "n=${{XDG_STATE_HOME:-$HOME/.local/state}}/orchestra/nodes; u=; b=; read b </proc/sys/kernel/random/boot_id; "
+    'for s in "${{ORCHESTRA_AGENT_STATE:-$n/}}"*-sh; do [ -f "$s/id" ] || continue; '
+    'if [ -n "{wanted}" ]; then read i <"$s/id"; [ "$i" = "{wanted}" ] && u=1; continue; fi; '
+    'k=; [ -f "$s/lock" ] && read k i <"$s/lock"; [ "$k" = "$b" ] || continue; '
+    'for r in "$s"/runs/*; do [ -e "$r/said" ] || [ -e "$r/freed" ] || {{ [ -d "$r" ] && u=1; }}; done; done; '
+)
+#: Sets `p` to the interpreter of an agent that lives: it can be started again whatever became of the python3 on the PATH.
+_LIVING = (
+    'p=; for s in "${{ORCHESTRA_AGENT_STATE:-$n/}}"*; do [ -f "$s/keeper.lock" ] || continue; k=; c=; '
+    'read k <"$s/keeper.lock"; [ -n "$k" ] && [ -r /proc/$k/comm ] && read c </proc/$k/comm; '
+    '[ "$c" = orch-keeper ] && [ -x /proc/$k/exe ] && p=/proc/$k/exe; done; '
+    '[ -z "$u" ] && [ -n "$p" ] || {{ echo {marker}nopython; exit 0; }}; '
+    '[ "$($p -I -S -c "print(6 * 7)" </dev/null)" = 42 ] || {{ echo {marker}stuck; exit 0; }}; '
+)
+_PATH = (
+    "p=python3; command -v $p >/dev/null 2>&1 || {{ echo {marker}nopython; exit 0; }}; "
+    '[ -n "$u" ] && [ "$($p -I -S -c "print(6 * 7)" </dev/null 2>/dev/null)" = 42 ] && {{ echo {marker}shell; exit 0; }}; '
+)
+
+
+def command(marker: str, wanted: str = "", *, living: bool = False) -> str:
+    """Return the command line to run on the host.
+
+    Args:
+        wanted: The state folder in which our executions are, by its id; "": none is.
+        living: Start the agent with the interpreter of one that lives there, instead of the python3 on the PATH.
+    """
+    if not _ID.fullmatch(wanted):
+        wanted = ""  # The node itself said so once; no agent of ours did.
     code_hash = agent_hash()
     script = (
-        f"h={code_hash}; b=${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra; d=$b/agent-$h; "
-        f"command -v python3 >/dev/null 2>&1 || {{ echo {marker}nopython; exit 0; }}; "
-        f"if [ -f $d/entry.py ]; then echo {marker}have; exec python3 -I -S $d/entry.py $h; fi; "
-        f"mkdir -p $b || {{ echo {marker}nowrite; exit 0; }}; "
-        f"echo {marker}need; f=$b/.agent-$h.$$; read n; "
+        f"h={code_hash}; b=; d=${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra; f=$d/.agent-$h.$(uname -n).$$; "
+        f"{(_LOOK + (_LIVING if living else _PATH)).format(marker=marker, wanted=wanted)}"
+        f"if [ -f $d/agent-$h/entry.py ]; then echo {marker}have; exec $p -I -S $d/agent-$h/entry.py $h; fi; "
+        # Nothing is brought for one that does not work.
+        f'$p -I -S -c "" </dev/null; s=$?; [ $s = 0 ] || {{ echo {marker}broken$s; exit 0; }}; '
+        f"mkdir -p $d || {{ echo {marker}nowrite; exit 0; }}; "
+        f"echo {marker}need; read n; "
         f"head -c $n >$f || {{ rm -f $f; echo {marker}nowrite; exit 0; }}; "
-        f"exec python3 -I -S $f $d $h"
+        f"exec $p -I -S $f $d/agent-$h $h"
     )
     return f"exec /bin/sh -c '{script}'"
 
@@ -55,7 +93,8 @@ async def start(host: str, pipe: Pipe, marker: str) -> bytes:
     """See the bootstrap through; return the first bytes of the relay's frames.
 
     Raises:
-        AgentError: There is no python3 (`NoPython`), the disk refuses, or the login never comes to the marker.
+        AgentError: There is no python3 (`NoPython`), none that the living agent can be reached with (`AgentStuck`), the disk
+            refuses, or the login never comes to the marker.
     """
     wanted = marker.encode()
     seen = b""
@@ -84,14 +123,31 @@ async def start(host: str, pipe: Pipe, marker: str) -> bytes:
             return rest
         if word == "nopython":
             raise NoPython(host, "has no python3 on its PATH")
-        detail = pipe.stderr_tail().decode("utf-8", "replace").strip().splitlines()
-        raise AgentError(
-            host, "the agent cannot be put into the home folder", detail=detail[-1] if detail else ""
-        )
+        if word == "shell":
+            raise NoPython(host, "has executions that were begun while its python3 did not work")
+        if word == "stuck":
+            raise AgentStuck(
+                host,
+                "an agent works there, but its python3 is gone and nobody can speak to it",
+                detail="it works on; mend python3 there to hear of it",
+                retriable=True,
+            )
+        if word.startswith("broken"):
+            raise NoPython(host, f"python3 there ended with status {word[6:]}", detail=_last_line(pipe))
+        raise AgentError(host, "the agent cannot be put into the home folder", detail=_last_line(pipe))
+
+
+def _last_line(pipe: Pipe) -> str:
+    lines = pipe.stderr_tail().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:200] if lines else ""
 
 
 class NoPython(AgentError):
-    """No usable python3 there: the fallback may do."""
+    """No usable python3 there, or nothing for it to do: the fallback may do."""
+
+
+class AgentStuck(AgentError):
+    """An agent lives there and cannot be reached: what it runs is neither lost nor ours to start again."""
 
 
 async def _fail(host: str, pipe: Pipe, seen: bytes, marker: bytes) -> None:

@@ -66,14 +66,14 @@ def session_command(marker: str) -> str:
     """Return the command line that brings the fallback to the node, where it is missing, and starts a session."""
     name = f"fallback-{fallback_script()[0]}.sh"
     script = (
-        f'd="${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra"; f="$d/{name}"; '
-        # What was brought for a python3 that then did not work.
-        f'rm -f "$d"/.agent-*.*; '
+        f'd="${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra"; f="$d/{name}"; t="$f.$(uname -n).$$"; '
         f'if [ -f "$f" ]; then echo {marker}have; else mkdir -p "$d" || {{ echo {marker}nowrite; exit 0; }}; '
+        # What was brought before and came to nothing; a new one may be on its way to a node that shares this home.
+        f'find "$d"/.agent-*.* "$d"/fallback-*.sh.* -mtime +1 -exec rm -f {{}} + 2>/dev/null; '
         f"echo {marker}need; "
-        # Not cat, head or dd: only read leaves alone what follows.
-        f'while IFS= read -r l; do [ "$l" = {marker} ] && break; printf %s "$l"; echo; done >"$f.$$" && '
-        f'mv "$f.$$" "$f" || {{ echo {marker}nowrite; exit 0; }}; fi; exec sh "$f" session'
+        # Not cat, head or dd: only read leaves alone what follows. Without its last line it did not come whole.
+        f'{{ while IFS= read -r l; do [ "$l" = {marker} ] && break; printf %s "$l"; echo; done; '
+        f'[ "$l" = {marker} ]; }} >"$t" && mv "$t" "$f" || {{ rm -f "$t"; echo {marker}nowrite; exit 0; }}; fi; exec sh "$f" session'
     )
     return f"exec /bin/sh -c '{script}'"
 

@@ -147,7 +147,7 @@ class ShellTransfer:
                 break
         manifest = parse_manifest(text)
         words = b" ".join([quoted(directory), quoted(folder), quoted(index), snapshot.encode()])
-        known = await self._know(b"alone prepare " + words, "ready")
+        known = await self._know(b"prepare " + words, "ready")
         code = posixpath.join(directory, ".orchestra", "sh", "code", snapshot)
         if not known.found:
             await self._unpack(code, manifest)

@@ -40,6 +40,8 @@ class Target:
     #: Why the node is worked through plain sh; "": it has a python3, as far as is known.
     #: It stays so for this client: what runs there is known to the fallback alone.
     fallback: str = ""
+    #: The state folder in which executions of ours are not over yet, by its id; "": none is.
+    wanted: str = ""
     #: Whether the person was told what cannot be done there.
     told_limits: bool = False
 
@@ -76,7 +78,15 @@ class Target:
             try:
                 return await self._open_agent(pool)
             except bootstrap.NoPython as error:
-                self.fallback = f"{error.why} ({error.detail})" if error.detail else error.why
+                why = f"{error.why} ({error.detail})" if error.detail else error.why
+            try:
+                return await self._open_agent(pool, living=True)
+            except bootstrap.NoPython:
+                pass
+            except bootstrap.AgentStuck:
+                if self.wanted:
+                    raise
+            self.fallback = why
         from liborch.drive.shell import PoolShell
         from liborch.drive.shell_link import ShellLink
 
@@ -84,16 +94,24 @@ class Target:
         await shell.start(self.fallback)
         return shell
 
-    async def _open_agent(self, pool: Pool) -> FrameLink:
+    async def _open_agent(self, pool: Pool, *, living: bool = False) -> FrameLink:
         marker = bootstrap.new_marker()
-        channel = await pool.open_channel(self.ssh, bootstrap.command(marker))
+        line = bootstrap.command(marker, self.wanted, living=living)
+        channel = await pool.open_channel(self.ssh, line)
         try:
             first = await bootstrap.start(self.name, channel, marker)
         except BaseException:
             channel.close()
             raise
         link = FrameLink(self.name, channel)
-        await link.start(first)
+        try:
+            await link.start(first)
+        except bootstrap.NoPython as error:
+            if living:
+                raise bootstrap.AgentStuck(
+                    self.name, error.why, detail=error.detail, retriable=True
+                ) from error
+            raise
         return link
 
 

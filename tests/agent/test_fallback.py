@@ -150,7 +150,7 @@ async def test_who_waited_for_it_is_killed_and_so_it_is_lost_and_ended(node: Nod
     await client.event("started", x)
     run = node.state / "runs" / f"{x}.1"
     main = int((run / "pid").read_text().split()[0])
-    os.kill(int((run / "claim" / "by").read_text().split()[1]), signal.SIGKILL)
+    os.kill(int((run / "claim").read_text().split()[1]), signal.SIGKILL)
     detail = await client.ended(x)
     assert (detail["reason"], detail["code"]) == ("lost", None)
     assert not Path(f"/proc/{main}").exists()

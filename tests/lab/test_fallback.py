@@ -210,3 +210,101 @@ def test_a_client_killed_at_once_is_followed_by_one_that_attaches(make_lab: Make
     assert out.endswith(b"last\n")
     assert list(person.work.rglob("made"))
     end_keepers(host)
+
+
+WAITS = "echo first; echo x >> /tmp/starts; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo last; echo r > made; exit 7"
+
+
+def starts(host: Host) -> int:
+    return int(host.run("wc -l </tmp/starts").stdout)
+
+
+def ends(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err.decode()
+
+
+def test_what_was_begun_without_python_is_followed_to_its_end_once_python_is_mended(
+    make_lab: MakeLab, tmp_path: Path
+) -> None:
+    lab = make_lab(1)
+    host = lab.host("h1")
+    break_python(host, "false")
+    person, other = Person(tmp_path / "one", lab), Person(tmp_path / "other", lab)
+    person.script(WAITS)
+    with person.start("exec", "h1", "run.sh") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"first\n"
+        process.kill()
+        process.communicate()
+    host.unbind("/usr/bin/python3")
+    # Slots are counted by one: who comes now is served by the same, and told.
+    status, out, said = other.exec("h1", "echo other; exit 3")
+    assert (status, out) == (3, b"other\n"), said
+    assert "begun while its python3 did not work" in said
+    host.run("touch /tmp/go")
+    with person.start("attach", "last") as process:
+        status, out, said = ends(process)
+    assert (status, out.endswith(b"last\n")) == (7, True), said
+    assert list(person.work.rglob("made"))
+    assert starts(host) == 1
+    # Nothing is left there that anybody needs: python3 takes over.
+    status, out, said = person.exec("h1", "echo again; exit 4")
+    assert (status, out) == (4, b"again\n"), said
+    assert "plain sh" not in said
+    end_keepers(host)
+
+
+@pytest.mark.parametrize("how", ["none", "false"])
+def test_what_runs_is_followed_to_its_end_when_python_breaks_under_it(
+    make_lab: MakeLab, tmp_path: Path, how: str
+) -> None:
+    lab = make_lab(1)
+    host = lab.host("h1")
+    person, other = Person(tmp_path / "one", lab), Person(tmp_path / "other", lab)
+    person.script(WAITS)
+    with person.start("exec", "h1", "run.sh") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"first\n"
+        process.kill()
+        process.communicate()
+    break_python(host, how)
+    status, out, said = other.exec("h1", "echo other; exit 3")
+    assert (status, out) == (3, b"other\n"), said
+    with person.start("attach", "last") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"first\n"
+        host.reset_connections()
+        host.run("touch /tmp/go")
+        status, out, said = ends(process)
+    assert (status, out.endswith(b"last\n")) == (7, True), said
+    assert list(person.work.rglob("made"))
+    assert starts(host) == 1
+
+
+def test_an_agent_that_nobody_can_speak_to_is_waited_for(make_lab: MakeLab, tmp_path: Path) -> None:
+    lab = make_lab(1)
+    host = lab.host("h1")
+    person = Person(tmp_path, lab)
+    person.script(WAITS)
+    with person.start("exec", "h1", "run.sh") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"first\n"
+        break_python(host, "none")
+        library = host.run("dirname $(readlink -f /usr/lib/python3*/os.py)").stdout.strip()
+        empty = host.folder / "no-library"
+        empty.mkdir()
+        host.bind(empty, library)
+        host.reset_connections()
+        said = b""
+        while b"nobody can speak to it" not in said:
+            line = process.stderr.readline()
+            assert line, said.decode()
+            said += line
+        host.run("touch /tmp/go")
+        host.unbind(library)
+        host.unbind("/usr/bin/python3")
+        status, out, rest = ends(process)
+    assert (status, out) == (7, b"last\n"), rest
+    assert starts(host) == 1

@@ -34,15 +34,14 @@ list() {
     printf 'done\n'
 }
 
-# make FOLDER: like mkdir -p; prints how many folders it had to make, less the last.
-make() {
+# missing FOLDER: prints how many folders `mkdir -p` would have to make.
+missing() {
     count=0 above=$1
     while [ ! -d "$above" ] && [ "$above" != / ]; do
         count=$((count + 1))
         above=${above%/*}
         [ -n "$above" ] || above=/
     done
-    mkdir -p "$1" || return 1
     echo "$count"
 }
 
@@ -63,21 +62,7 @@ show() {
 
 # prepare DIRECTORY FOLDER INDEX SNAPSHOT: make what is missing, say what is there.
 prepare() {
-    if [ ! -d "$1/.orchestra/sh" ]; then
-        made=$(make "$1") && mkdir -p "$1/.orchestra/sh/code" "$1/.orchestra/sh/folders" || return 1
-        put "$1/.orchestra/sh/made" "$made"
-    fi
-    if [ ! -d "$3" ]; then
-        mkdir "$3" || return 1
-        fresh=no
-        [ -d "$2" ] || fresh=yes
-        made=$(make "$2") || { rmdir "$3"; return 1; }
-        put "$3/made" "$fresh $made"
-        if [ $fresh = no ]; then list "$2" >"$3/before"; fi
-        cd /
-    fi
-    # First the claim, then the look: whoever tidies up sees that it is needed.
-    put "$3/snapshot" "$4"
+    alone claim_folder "$@" || return 1
     read -r fresh made <"$3/made"
     has=no
     [ ! -d "$1/.orchestra/sh/code/$4" ] || has=yes
@@ -86,6 +71,31 @@ prepare() {
     show "$3/listing"
     show "$3/before"
     list "$2"
+}
+
+# claim_folder, as prepare: may be cut off anywhere and called again. What is to be undone one day is on record before it is done.
+claim_folder() {
+    sh=$1/.orchestra/sh
+    if [ ! -f "$sh/made" ]; then
+        made=$(missing "$1")
+        mkdir -p "$sh/code" "$sh/folders" && put "$sh/made" "$made" || return 1
+    fi
+    mkdir -p "$sh/code" "$3" || return 1
+    if [ ! -f "$3/made" ]; then
+        made=$(missing "$2") fresh=yes
+        if [ -d "$2" ]; then
+            fresh=no
+            list "$2" >"$3/before"
+            cd /
+        fi
+        put "$3/made" "$fresh $made" || return 1
+    fi
+    # First the claim, then the look: whoever tidies up sees that it is needed.
+    put "$3/snapshot" "$4" || return 1
+    mkdir -p "$2" && return 0
+    # What cannot be made is not ours.
+    [ -f "$3/listing" ] || rm -rf "$3"
+    return 1
 }
 
 # look INDEX FOLDER: what is known of a folder that `prepare` made.

@@ -24,13 +24,14 @@
 #   do        reads a script from stdin up to a marker and runs it: transfers
 #
 # State, mode 0700, by default ~/.local/state/orchestra/nodes/NAME-sh:
-#   id, number (of the last event), environment, ctl, keeper/ (a lock: boot id, pid, start time)
+#   id, number (of the last event), environment, ctl, lock (the keeper: boot id, pid, start time), ready (it listens)
 #   owners/OWNER     events not yet acknowledged, one a line
-#   runs/ID.ATTEMPT/ head (what the keeper needs), script (what is run), seq, claim/, out, err, verdict, ...
-#   sessions/PID/    out (lines on their way to one client), bell (FIFO: there are new ones)
+#   seen/OWNER       boot id, and when on the clock below it was last there
+#   runs/ID.ATTEMPT/ head (what the keeper needs), script (what is run), seq, claim, out, err, verdict, ...
+#   sessions/PID.START/  out (lines on their way to one client), bell (FIFO: there are new ones)
 #
-# Files are written under another name and renamed; folders are claimed by mkdir. Nothing here parses what a client or an
-# execution wrote, except words it split at blanks itself.
+# Files are written under another name and renamed; what only one may have is made by `ln`, whole and at once. Nothing here
+# parses what a client or an execution wrote, except words it split at blanks itself.
 
 case ${1-} in
 session) orchestra_environment=$(export -p) orchestra_umask=$(umask) ;;
@@ -41,7 +42,7 @@ umask 077
 set -f
 tab=$(printf '\t')
 
-boot_id() { boot=; { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || :; }
+boot_id() { boot=; { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null; boot=${boot:-unknown}; }
 
 # start_of PID: sets `started` to the process's start time in ticks since boot; fails when it is gone or a zombie.
 start_of() {
@@ -67,41 +68,55 @@ nap() { sleep 0.1 2>/dev/null || sleep 1; }
 
 size_of() { if [ -f "$1" ]; then echo $(($(wc -c <"$1"))); else echo 0; fi; }
 
-put() { printf '%s\n' "$2" >"$1.new" && mv -f "$1.new" "$1"; }
+put() { printf '%s\n' "$2" >"$1.$$" && mv -f "$1.$$" "$1"; }
 
-# take_lock FOLDER: make it ours, or return 1 when it is a living process's.
+# claim FILE LINE: make it, whole and at once, or fail because it is there.
+claim() {
+    printf '%s\n' "$2" >"$1.$$" && ln "$1.$$" "$1" 2>/dev/null
+    set -- $? "$1.$$"
+    rm -f "$2"
+    return "$1"
+}
+
+# take_lock FILE: make it ours; returns 1 when it is a living process's, 2 when it cannot be made.
 take_lock() {
     start_of $$
     mine="$boot $$ $started"
     for _ in 1 2 3 4 5 6 7 8 9 10; do
-        if mkdir "$1" 2>/dev/null; then
-            put "$1/by" "$mine"
-            return 0
+        claim "$1" "$mine" && return 0
+        if { read -r by <"$1"; } 2>/dev/null; then
+            [ "$by" != "$mine" ] || return 0
+            is_alive $by && return 1
+            # A dead one's lock is taken away by one at a time, who looks again: it may be a living one's by now.
+            if take_lock "$1.stale"; then
+                by=
+                { read -r by <"$1"; } 2>/dev/null
+                is_alive $by || rm -f "$1"
+                rm -f "$1.stale"
+                continue
+            fi
         fi
-        by=
-        { read -r by <"$1/by"; } 2>/dev/null
-        if [ -z "$by" ]; then nap; continue; fi
-        is_alive $by && return 1
-        # Of several who find it stale one moves it away.
-        if mv "$1" "$1.stale.$$" 2>/dev/null; then
-            was=
-            read -r was <"$1.stale.$$/by"
-            if [ "$was" != "$by" ]; then mv "$1.stale.$$" "$1" 2>/dev/null; continue; fi
-            rm -rf "$1.stale.$$"
-        fi
+        nap
     done
-    mv "$1" "$1.stale.$$" 2>/dev/null && rm -rf "$1.stale.$$"
-    mkdir "$1" 2>/dev/null && put "$1/by" "$mine"
+    return 2
 }
 
 # alone COMMAND ...: run it while no other process of this node does; what prepares a folder and what tidies up must not meet.
+# It must not wait for a client, who may never come back.
 alone() {
     boot_id
-    lock=${me%/*}/alone-$boot
-    until take_lock "$lock"; do nap; done
+    lock=${me%/*}/folders-$boot.lock
+    while :; do
+        take_lock "$lock"
+        case $? in
+        0) break ;;
+        1) nap ;;
+        *) echo "$lock cannot be made" && return 1 ;;
+        esac
+    done
     "$@"
     set -- $?
-    rm -rf "$lock"
+    rm -f "$lock"
     return "$1"
 }
 

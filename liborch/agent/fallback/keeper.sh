@@ -68,7 +68,7 @@ take_in() {
 
 refuse() {
     : >"runs/$1/said"
-    mkdir "runs/$1/claim" 2>/dev/null
+    claim "runs/$1/claim" -
     say "$owner" refused "$x" "$attempt" 0 0 0 "why=$2"
 }
 
@@ -86,7 +86,7 @@ fill() {
         queue=$*
         take_room
         if [ "$lease" = hold ]; then
-            mkdir "runs/$key/claim" 2>/dev/null
+            claim "runs/$key/claim" -
             put "runs/$key/held" "$slot"
             holds="$holds $x:$owner:$cpus:$memory:$slot"
             say "$owner" held "$x" "$attempt" 0 0 0 "slot=$slot"
@@ -185,14 +185,15 @@ on_recall() {
     fi
 }
 
-# on_cancel OWNER ID ATTEMPT GRACE
+# on_cancel OWNER ID ATTEMPT GRACE [WHY]
 on_cancel() {
     key=$2.$3
     if unqueue "$key" || [ ! -d "runs/$key" ]; then
         why="before it came"
-        [ ! -d "runs/$key" ] || why="before it started"
+        [ ! -d "runs/$key" ] || why=${5:-before it started}
         # Whatever still comes for it must not start.
-        mkdir -p "runs/$key/claim"
+        mkdir -p "runs/$key"
+        claim "runs/$key/claim" -
         [ -f "runs/$key/head" ] || put "runs/$key/head" "$2 $3 $1 1 0 0 - 1000 - - -"
         : >"runs/$key/said"
         say "$1" ended "$2" "$3" 0 0 0 "reason=cancelled${tab}why=$why"
@@ -201,14 +202,14 @@ on_cancel() {
     [ ! -e "runs/$key/freed" ] && [ ! -e "runs/$key/said" ] || return 0
     head_of "$key"
     [ -z "${4-}" ] || grace=$4
-    launch end "$state/runs/$key" "$key" cancelled "$grace" cancelled
+    launch end "$state/runs/$key" "$key" cancelled "$grace" "${5:-cancelled}"
 }
 
 on_pause() {
     key=$1.$2
     case " $running " in *" $key "*) ;; *) return 0 ;; esac
     dir=runs/$key
-    if [ -e "$dir/paused" ] || [ -e "$dir/verdict" ] || [ -d "$dir/ending" ]; then return 0; fi
+    if [ -e "$dir/paused" ] || [ -e "$dir/verdict" ] || [ -e "$dir/ending" ]; then return 0; fi
     clock
     put "$dir/paused" "$cs"
     before=
@@ -285,14 +286,18 @@ on_ack() {
         else
             case $kind in ended | refused) [ ! -d "runs/$x.$attempt" ] || forget_run "$x.$attempt" >&2 ;; esac
         fi
-    done <"owners/$1" >"owners/$1.new"
-    mv -f "owners/$1.new" "owners/$1"
+    done <"owners/$1" >left
+    mv -f left "owners/$1"
 }
 
 # on_attach SESSION OWNER ACKNOWLEDGED CPUS MEMORY
 on_attach() {
     [ "$4" = - ] || all_cpus=$4
     [ "$5" = - ] || all_memory=$5
+    clock
+    put "seen/$2" "$boot $cs"
+    # An owner speaks through one session. What an older one still had to say may be out of date by now.
+    for sub in $subs; do [ "${sub#*:}" != "$2" ] || end_session "${sub%%:*}"; done
     on_ack "$2" "$3"
     if [ -f "owners/$2" ]; then cat "owners/$2" >>"sessions/$1/out"; fi
     subs="$subs $1:$2"
@@ -315,13 +320,28 @@ on_attach() {
     post "$1" "A $number $all_cpus $used_cpus $all_memory $used_memory ${gpu_names:--} |$holding"
 }
 
+end_session() {
+    left=
+    for each in $subs; do [ "${each%%:*}" = "$1" ] || left="$left $each"; done
+    subs=$left
+    is_alive "$boot" "${1%.*}" "${1#*.}" && kill "${1%.*}"
+}
+
+# on_forget OWNER: it will not come back.
 on_forget() {
+    cancel_owner "$1" forgotten
+    put "seen/$1" "$boot -$LEASE"
+}
+
+# cancel_owner OWNER WHY
+cancel_owner() {
     for each in $queue $running; do
         head_of "$each"
-        [ "$owner" != "$1" ] || on_cancel "$1" "$x" "$attempt" ""
+        [ "$owner" = "$1" ] && [ ! -e "runs/$each/ending" ] || continue
+        on_cancel "$1" "$x" "$attempt" "" "$2"
     done
     for hold in $holds; do
-        case $hold in *:"$1":*) on_unhold "$1" "${hold%%:*}" ;; esac
+        case $hold in *:"$1":*) case " $ending_holds " in *" ${hold%%:*} "*) ;; *) on_unhold "$1" "${hold%%:*}" ;; esac ;; esac
     done
 }
 
@@ -356,9 +376,15 @@ do_keeper() {
     state=$1
     cd "$state" || exit 1
     boot_id
-    take_lock keeper || exit 0
+    take_lock lock || exit 0
+    # A name for what is in this folder: a new one tells a client that what it left here is gone.
+    if [ ! -f id ]; then
+        made=
+        { read -r made </proc/sys/kernel/random/uuid; } 2>/dev/null || made=$$.$(date +%s)
+        put id "$made"
+    fi
     exec 3<>ctl
-    queue= running= holds= ending_holds= slots= subs= order=0 quiet=0
+    queue= running= holds= ending_holds= slots= subs= late= order=0 quiet=0
     all_cpus=$(count_cpus) all_memory=$(count_memory) used_cpus=0 used_memory=0
     gpus_free=$(nvidia-smi --query-gpu=uuid --format=csv,noheader 2>/dev/null)
     set -- $gpus_free
@@ -369,7 +395,7 @@ do_keeper() {
         keeper=$$
         while sleep 5 && [ -d "/proc/$keeper" ]; do tell_keeper tick; done
     ) &
-    : >keeper/ready
+    put ready "$mine"
     while :; do
         fill
         IFS= read -r line <&3 || exit 1

@@ -14,7 +14,6 @@ recover() {
         read -r seq <"$dir/seq"
         echo "$seq ${dir#runs/}"
     done | sort -n)
-    rm -rf sessions/*/gone
     set -f
     set -- $known
     while [ $# -gt 0 ]; do
@@ -25,9 +24,9 @@ recover() {
             continue
         elif [ -f "runs/$key/held" ]; then
             read -r slot <"runs/$key/held"
-            slots="$slots $slot" used_cpus=$((used_cpus + cpus)) used_memory=$((used_memory + memory))
+            take_again "$key"
             holds="$holds $x:$owner:$cpus:$memory:$slot"
-        elif [ ! -d "runs/$key/claim" ] && [ ! -f "runs/$key/slot" ]; then
+        elif [ ! -e "runs/$key/claim" ] && [ ! -f "runs/$key/slot" ]; then
             queue="$queue $key"
         else
             re_adopt
@@ -41,37 +40,50 @@ recover() {
     set -f
 }
 
+# take_again KEY: room that it has already, from an earlier keeper.
+take_again() {
+    slots="$slots $slot" used_cpus=$((used_cpus + cpus)) used_memory=$((used_memory + memory))
+    [ -f "runs/$1/gpus" ] || return 0
+    read -r given <"runs/$1/gpus"
+    free_gpus=$((free_gpus - gpus))
+    rest=
+    for each in $gpus_free; do case ",$given," in *",$each,"*) ;; *) rest="$rest $each" ;; esac; done
+    gpus_free=$rest
+}
+
 re_adopt() {
-    by=
-    for _ in 1 2 3 4 5; do
-        # It was launched in the moment in which the other keeper died.
-        [ -f "runs/$key/claim/by" ] && break
-        nap
-    done
-    [ ! -f "runs/$key/claim/by" ] || read -r by <"runs/$key/claim/by"
-    if [ -f "runs/$key/freed" ] || [ -n "$by" ] && is_alive $by; then
-        read -r slot <"runs/$key/slot"
-        running="$running $key"
-        if [ "$lease" = - ]; then
-            slots="$slots $slot" used_cpus=$((used_cpus + cpus)) used_memory=$((used_memory + memory))
-        fi
-        [ ! -f "runs/$key/freed" ] || on_free "$key"
-        return 0
+    read -r slot <"runs/$key/slot"
+    running="$running $key"
+    if [ "$lease" = - ]; then take_again "$key"; fi
+    if [ ! -e "runs/$key/claim" ]; then
+        # It was launched in the moment in which the other keeper died, or is not yet: of two one claims it.
+        launch run "$state/runs/$key" "$slot"
+    else
+        look_after "$key"
     fi
-    lose "$key"
+}
+
+# look_after KEY: one that runs may be over, or have lost the process that waited for it.
+look_after() {
+    if [ ! -e "runs/$1/freed" ]; then
+        read -r by <"runs/$1/claim"
+        is_alive $by && return 0
+        # Its last deed may have been to say that all is over.
+        [ -e "runs/$1/freed" ] || lose "$1"
+    fi
+    on_free "$1"
 }
 
 # The process that waited for it is gone without a verdict.
 lose() {
     head_of "$1"
     by=
-    [ ! -f "runs/$1/claim/by" ] || read -r by rest <"runs/$1/claim/by"
+    read -r by rest <"runs/$1/claim"
     why="keeper: the process that waited for it was killed while it ran"
     if [ "$by" != "$boot" ]; then
         why="reboot: the node was restarted while it ran"
         rm -f "runs/$1/pid"
     fi
-    mkdir "runs/$1/claim" 2>/dev/null
     while is_left "runs/$1" "$1"; do
         signal_all "runs/$1" "$1" KILL
         nap
@@ -82,37 +94,108 @@ lose() {
         put "runs/$1/verdict" "$(size_of "runs/$1/out") $(size_of "runs/$1/err") 0 reason=lost${tab}why=$why${tab}slot=$slot"
     fi
     : >"runs/$1/freed"
-    on_ended "$1"
 }
 
 # Every few seconds: is everybody still there, is there still something to do?
 on_tick() {
     is_ours || exit 0
+    unclaimed=
     for each in $running; do
-        [ -e "runs/$each/freed" ] && { on_free "$each"; continue; }
-        [ -f "runs/$each/claim/by" ] || continue
-        read -r by <"runs/$each/claim/by"
-        is_alive $by && continue
-        lose "$each"
-        on_free "$each"
+        if [ -e "runs/$each/claim" ]; then
+            look_after "$each"
+        elif [ -d "runs/$each" ]; then
+            # Launched, and nobody came: the node had no room for a process. Should both come, one claims it.
+            case " $late " in
+            *" $each "*) read -r slot <"runs/$each/slot" && launch run "$state/runs/$each" "$slot" ;;
+            *) unclaimed="$unclaimed $each" ;;
+            esac
+        fi
     done
+    late=$unclaimed
     set +f
     for dir in sessions/*; do
         [ -d "$dir" ] || continue
-        start_of "${dir#sessions/}" && continue
+        name=${dir#sessions/}
+        is_alive "$boot" "${name%.*}" "${name#*.}" && continue
         # Its other half waits at the bell.
         [ ! -p "$dir/bell" ] || echo 1<>"$dir/bell"
         rm -rf "$dir"
     done
-    set -- sessions/*
-    [ -d "$1" ] || shift
     set -f
-    if [ $# -gt 0 ] || [ -n "$queue$running$holds" ]; then quiet=0; else quiet=$((quiet + 1)); fi
-    [ "$quiet" -lt 60 ] || { put number "$number"; rm -rf keeper; exit 0; }
+    left=
+    for sub in $subs; do [ ! -d "sessions/${sub%%:*}" ] || left="$left $sub"; done
+    subs=$left
+    expire_owners
+    if has_sessions || [ -n "$queue$running$holds" ]; then quiet=0; else quiet=$((quiet + 1)); fi
+    [ "$quiet" -lt 60 ] || leave
+}
+
+has_sessions() {
+    set +f
+    set -- sessions/*
+    set -f
+    [ -d "$1" ]
+}
+
+# A session that comes just now makes its folder before it looks whether we are ready: either we see it, or it sees that we go.
+leave() {
+    rm -f ready
+    if has_sessions; then
+        put ready "$mine"
+        quiet=0
+        return 0
+    fi
+    put number "$number"
+    rm -f lock
+    exit 0
+}
+
+# Hundredths of a second after which an absent owner's executions are ended and its events dropped: seven days, as with python3.
+LEASE=60480000
+
+# What belongs to clients that stay away is ended, then forgotten. A restart of the node begins the time anew.
+expire_owners() {
+    clock
+    now=$cs
+    set +f
+    set -- seen/*
+    set -f
+    for file; do
+        [ -f "$file" ] || continue
+        name=${file#seen/} when=
+        read -r since when <"$file"
+        here=
+        case "$subs " in *":$name "*) here=yes ;; esac
+        if [ "$since" != "$boot" ]; then
+            put "$file" "$boot $now"
+        elif [ -n "$here" ]; then
+            [ $((now - when)) -lt 6000 ] || put "$file" "$boot $now"
+        elif [ $((now - when)) -gt $LEASE ]; then
+            cancel_owner "$name" "its owner stayed away for $((LEASE / 100)) s"
+            drop_owner "$name"
+        fi
+    done
+}
+
+# drop_owner OWNER: all that is kept for it, once nothing of it is left.
+drop_owner() {
+    for each in $running; do
+        head_of "$each"
+        [ "$owner" != "$1" ] || return 0
+    done
+    case "$holds" in *:"$1":*) return 0 ;; esac
+    set +f
+    for dir in runs/*; do
+        [ -f "$dir/head" ] || continue
+        head_of "${dir#runs/}"
+        [ "$owner" != "$1" ] || rm -rf "$dir"
+    done
+    set -f
+    rm -f "owners/$1" "seen/$1"
 }
 
 is_ours() {
     by=
-    [ ! -f keeper/by ] || read -r by <keeper/by
+    { read -r by <lock; } 2>/dev/null
     [ "$by" = "$mine" ]
 }

@@ -4,10 +4,9 @@
 do_run() {
     dir=$1 slot=$2 key=${1##*/}
     cd "$dir" || exit 1
-    mkdir claim 2>/dev/null || exit 0
     boot_id
     start_of $$
-    put claim/by "$boot $$ $started"
+    claim claim "$boot $$ $started" || exit 0
     read -r x attempt owner cpus memory gpus wall grace lease keep outcome <head
     began=$(date +%s)
     clock
@@ -19,7 +18,7 @@ do_run() {
     if [ "$wall" != - ]; then watch_time & timer=$!; fi
     leads=no
     if [ "$detach" != nohup ]; then leads=yes; fi
-    if [ -d ending ]; then
+    if [ -e ending ]; then
         code=143
     elif [ $leads = yes ]; then
         ORCHESTRA_EXECUTION=$key setsid sh "$me" main "$dir" "$slot" yes
@@ -36,7 +35,7 @@ do_run() {
     if [ "$code" -gt 128 ] && [ -s told ]; then number=$((code - 128)); fi
     reason=exit why=
     [ -z "$number" ] || reason=signal
-    if [ -d ending ]; then
+    if [ -e ending ]; then
         clock
         until=$((cs + grace + 6000))
         while is_left . "$key"; do
@@ -47,9 +46,7 @@ do_run() {
             fi
             nap
         done
-        # Whoever made the folder is about to write into it.
-        while [ ! -f ending/why ]; do nap; done
-        read -r reason first <ending/why
+        read -r reason first <ending
         why="$first$why"
     fi
     verdict="reason=$reason${tab}start=$began${tab}dur=$took${tab}slot=$slot"
@@ -102,7 +99,7 @@ do_main() {
     exec </dev/null >>"$1/out" 2>>"$1/err"
     start_of $$
     put "$1/pid" "$$ $started $3"
-    [ ! -d "$1/ending" ] || exit 143
+    [ ! -e "$1/ending" ] || exit 143
     state=${1%/runs/*}
     tell_keeper begun "${1##*/}" "$2"
     orchestra_key=${1##*/}
@@ -136,7 +133,7 @@ do_end() {
     boot_id
     dir=$1 key=$2 reason=$3 grace=$4
     shift 4
-    if mkdir "$dir/ending" 2>/dev/null; then put "$dir/ending/why" "$reason $*"; fi
+    claim "$dir/ending" "$reason $*"
     signal_all "$dir" "$key" TERM
     signal_all "$dir" "$key" CONT
     rm -f "$dir/paused"
@@ -147,7 +144,7 @@ do_end() {
         [ "$cs" -lt "$until" ] || signal_all "$dir" "$key" KILL
         # Who waited for it may have been killed; then nobody will say that it is over.
         by=
-        [ ! -f "$dir/claim/by" ] || read -r by <"$dir/claim/by"
+        [ ! -f "$dir/claim" ] || read -r by <"$dir/claim"
         [ -z "$by" ] || is_alive $by || is_left "$dir" "$key" || break
         nap
     done

@@ -7,26 +7,28 @@ make_state() {
     if [ -z "$state" ]; then
         state=${XDG_STATE_HOME:-$HOME/.local/state}/orchestra/nodes/$(printf '%s' "$name" | tr -c 'A-Za-z0-9._-' '_')-sh
     fi
-    if ! said=$(mkdir -p "$state/owners" "$state/runs" "$state/sessions" "$state/spool" 2>&1 && chmod 700 "$state" 2>&1); then
+    if ! said=$(mkdir -p "$state/owners" "$state/seen" "$state/runs" "$state/sessions" "$state/spool" 2>&1 && chmod 700 "$state" 2>&1); then
         echo "failed $said"
         exit 1
     fi
     cd "$state" || exit 1
     state=$(pwd)
-    if [ ! -f id ]; then
-        made=
-        { read -r made </proc/sys/kernel/random/uuid; } 2>/dev/null || made=$$.$(date +%s)
-        put id "$made"
-    fi
     [ -p ctl ] || mkfifo ctl 2>/dev/null || [ -p ctl ] || { echo "failed mkfifo $state/ctl"; exit 1; }
 }
 
-# Start a keeper where there is none, and wait until it listens.
+# Start a keeper where there is none, and wait until it listens; sets `keeper` to who it is. Busy nodes take their time.
 reach_keeper() {
-    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-        by=
-        [ ! -f keeper/by ] || read -r by <keeper/by
-        if [ -n "$by" ] && is_alive $by; then [ -e keeper/ready ] && return 0; else launch keeper "$state"; fi
+    tries=0
+    while [ $tries -lt 250 ]; do
+        keeper= listens=
+        { read -r keeper <lock; } 2>/dev/null
+        if [ -n "$keeper" ] && is_alive $keeper; then
+            { read -r listens <ready; } 2>/dev/null
+            [ "$listens" != "$keeper" ] || return 0
+        elif [ $((tries % 10)) = 0 ]; then
+            launch keeper "$state"
+        fi
+        tries=$((tries + 1))
         nap
     done
     echo "failed the keeper does not start; see $state/keeper.err"
@@ -83,19 +85,22 @@ do_session() {
     unset SSH_AUTH_SOCK SSH_CONNECTION SSH_CLIENT SSH_TTY
     make_state
     boot_id
+    start_of $$
+    self=$$.$started
+    # First this, then the look for a keeper: see `leave`.
+    mkdir -p "sessions/$self"
+    trap 'rm -rf "$state/sessions/$self"' EXIT
     printf '%s\n' "$orchestra_environment" >"environment.$$"
     printf 'unset SSH_AUTH_SOCK SSH_CONNECTION SSH_CLIENT SSH_TTY SHLVL OLDPWD\n' >>"environment.$$"
     mv -f "environment.$$" environment
     put mask "$orchestra_umask"
     reach_keeper
-    mkdir -p "sessions/$$"
-    cd "sessions/$$" || exit 1
+    cd "sessions/$self" || exit 1
     mkfifo bell
     : >out
     exec 4<>bell
     read -r id <"$state/id"
-    read -r by <"$state/keeper/by"
-    set -- $by
+    set -- $keeper
     means=
     for each in stat readlink tar taskset sha256sum; do command -v $each >/dev/null 2>&1 && means="$means,$each"; done
     user=${USER-}
@@ -103,7 +108,9 @@ do_session() {
     printf 'hello\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$boot" "$name" "$(date +%s)" $$ "$2" "$detach" "$means" "$user" "$state"
     (emit) &
     emitter=$!
-    trap 'kill $emitter 2>/dev/null; rm -rf "$state/sessions/$$"; exit 0' EXIT HUP TERM INT PIPE
+    (watch_keeper) </dev/null >/dev/null 2>&1 4<&- &
+    watcher=$!
+    trap 'kill $emitter $watcher 2>/dev/null; rm -rf "$state/sessions/$self"; exit 0' EXIT HUP TERM INT PIPE
     count=0
     while IFS= read -r line; do
         set -- $line
@@ -112,14 +119,14 @@ do_session() {
         order)
             # Its script follows, up to the marker.
             count=$((count + 1))
-            dir=$state/spool/$$.$count
+            dir=$state/spool/$self.$count
             marker=$2
             shift 2
             mkdir "$dir"
             put "$dir/head" "$*"
             while IFS= read -r text && [ "$text" != "$marker" ]; do printf '%s\n' "$text"; done >"$dir/script"
             [ "${text-}" = "$marker" ] || break
-            tell "order $$.$count"
+            tell "order $self.$count"
             ;;
         values)
             # The login's variables, by name: NUL-ended values.
@@ -127,12 +134,12 @@ do_session() {
             shift 2
             for each; do eval "printf '%s\\0' \"\${$each-}\""; done >"reply.$tag"
             printf 'X %s %s\n' "$tag" "$(size_of "reply.$tag")" >>out
-            (cd "$state" && ring $$)
+            (cd "$state" && ring "$self")
             ;;
         attach | status | retire)
             verb=$1
             shift
-            tell "$verb $$ $*"
+            tell "$verb $self $*"
             ;;
         bye) break ;;
         *) tell "$line" ;;
@@ -140,11 +147,18 @@ do_session() {
     done
 }
 
-# A keeper that ended meanwhile is replaced; it finds everything in its files.
+# A keeper that takes over finds everything in its files, but who listens, and what was on its way to the other: so the session
+# ends with its keeper, and the client comes again and hands over what did not arrive.
 tell() {
-    by=
-    { read -r by <"$state/keeper/by"; } 2>/dev/null && is_alive $by || (cd "$state" && reach_keeper) >&2
+    is_alive $keeper || exit 0
     tell_keeper "$*"
+}
+
+watch_keeper() {
+    while sleep 5; do
+        start_of $$ || exit 0
+        is_alive $keeper || { kill $$; exit 0; }
+    done
 }
 
 # ------------------------------------------------------------------ follow
