@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import liborch
+from tests.cli.person import Person
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PI = EXAMPLES / "pi" / "pi.py"
@@ -79,6 +80,18 @@ def test_pi_refuses_to_throw_nothing(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--samples must be at least 1" in done.stderr
     assert contents(tmp_path) == {}
+
+
+def test_machines_keeps_a_folder_of_results_for_each_host(person: Person) -> None:
+    folder = person.folder / "machines"
+    shutil.copytree(EXAMPLES / "machines", folder)
+    words = ("exec", "-S", "local", "machine.sh", "-o", "machines/$RUNAWAY_REMOTE", "--", "1000")
+    for _ in range(2):
+        done = person.run(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "machines" / "local" / "machine.txt").read_bytes() == done.stdout
+    plan = person.run(*words[:-2], "--dry-run", "--json", cwd=folder)
+    assert [each["path"] for each in json.loads(plan.stdout)["files"]] == ["README.md", "machine.sh"]
 
 
 def test_training_learns(tmp_path: Path) -> None:
