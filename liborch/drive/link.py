@@ -328,17 +328,13 @@ class FrameLink:
             self._post(data)
             await self._out_room.wait()
 
-        stream = FrameStream(number, write)
+        stream = FrameStream(number, write, lambda number: self._streams.pop(number, None))
         if self._lost is not None:
             stream.lose(self._lost)
             return stream
         self._streams[number] = stream
         self._post(frames.encode(0, {"t": "open", "stream": number, "kind": kind, **fields}))
         return stream
-
-    def forget_stream(self, stream: FrameStream) -> None:
-        """A closed stream needs no place any more."""
-        self._streams.pop(stream.number, None)
 
     async def close(self) -> None:
         """Hang up; executions go on. Never raises."""

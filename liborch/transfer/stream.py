@@ -56,11 +56,18 @@ class FrameStream:
     Args:
         number: The stream's number on the link.
         write: Writes bytes; may wait when the link is congested. Never called with a part of a frame.
+        closed: Told once when it is closed on this side: frames of that number that still come are nobody's.
     """
 
-    def __init__(self, number: int, write: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        number: int,
+        write: Callable[[bytes], Awaitable[None]],
+        closed: Callable[[int], object] = lambda _number: None,
+    ) -> None:
         self.number = number
         self._write = write
+        self._forget = closed
         self._window = frames.Window()
         self._arrived: deque[tuple[dict[str, Any], bytes, int]] = deque()
         self._owed = 0
@@ -137,6 +144,7 @@ class FrameStream:
             with contextlib.suppress(OSError):
                 await self._write(frames.encode(self.number, {"t": "close"}))
             self.lose("it was closed")
+        self._forget(self.number)
 
 
 class _Pipe(asyncio.Protocol):

@@ -132,6 +132,17 @@ async def test_answers_that_were_not_asked_for_and_streams_that_are_not_open_are
     await assert_quiet()
 
 
+async def test_a_stream_that_was_closed_takes_no_place_on_the_link() -> None:
+    met = await Met().meet()
+    for _ in range(3):
+        stream = met.link.open_stream("output")
+        assert "1 streams" in repr(met.link)
+        await stream.close()
+    assert "0 streams" in repr(met.link)
+    await met.link.close()
+    await assert_quiet()
+
+
 async def test_an_agent_of_another_protocol_is_an_error_that_says_what_to_do() -> None:
     pipe = FakePipe()
     pipe.say({**HELLO, "protocol": 99})
