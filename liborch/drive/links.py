@@ -24,6 +24,7 @@ class Links(Ground):
 
     async def _connect(self, target: Target, attempt: int) -> None:
         self._tell("connecting", "", node=target.name, attempt=attempt)
+        target.wanted = self._state_of(target)
         try:
             link = await target.open(self._pool)
         except (OrchestraError, OSError) as failure:
@@ -100,6 +101,12 @@ class Links(Ground):
             if placed and transfer is not None and target.name not in self._folders.get(x, {}):
                 found[x] = remote_folder(transfer, target.profile.directory)
         return found
+
+    def _state_of(self, target: Target) -> str:
+        """The state folder that executions of ours there were handed to; "": none is there."""
+        node = self.core.nodes.get(target.name)
+        items = node.items.values() if node is not None else ()
+        return next((item.state_id for item in items if item.state_id), "")
 
     def _twin_of(self, target: Target, state_id: str) -> Target | None:
         for other in self.targets.values():
