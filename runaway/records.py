@@ -17,6 +17,8 @@ from liborch.places import Places, places
 from runaway.secrets import hide_values, hide_words
 
 SCHEMA_VERSION = 1
+#: Stands for the host's `directory` in a remote folder on record.
+OURS = "${RUNAWAY_PATH}"
 #: States that never change.
 FINAL = frozenset({"succeeded", "failed", "cancelled", "lost"})
 #: A driver that is busy is not waited for when executions are only listed, in seconds.
@@ -43,6 +45,12 @@ class Records:
     def again(self, row: ExecutionRow) -> ExecutionRow:
         """The same execution as it is now."""
         return self.journal.execution(row.id) or row
+
+    def directory(self, row: ExecutionRow) -> str:
+        """The `directory` of its host as it was at submission, with the host's variables in it as they were written."""
+        held = self.journal.orchestration(row.orchestration)
+        details: dict[str, Any] = json.loads(held.details) if held is not None else {}
+        return str(details.get("profile", {}).get("directory", OURS))
 
     def output_folder(self, x: str) -> Path:
         """Where output is collected on this machine while it is written, or when it is large."""

@@ -54,6 +54,9 @@ async def see_through(
                 messages.error(f"{execution.id[:8]} goes on where it is: runaway attach {execution.id[:8]}")
             raise
     say_end(result, messages, as_json=as_json)
+    transfer = execution.spec.transfer
+    if transfer is not None and not transfer.fetch:
+        messages.stage(f"its results stay on {result.host}: runaway fetch {execution.id[:8]}")
     if interrupts.count:
         return 130
     status = 0 if no_ecode and result.reason == "exit" else result.exit_status

@@ -23,17 +23,17 @@ def command(execution: str, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(fields))
         return 0
-    for name, text in _lines(fields, state_text(row, life)):
+    for name, text in _lines(fields, state_text(row, life), records.directory(row)):
         if text:
             click.echo(f"{name:<12}{neutral(text)}")
     return 0
 
 
-def _lines(fields: dict[str, Any], state: str) -> list[tuple[str, str]]:
+def _lines(fields: dict[str, Any], state: str, directory: str) -> list[tuple[str, str]]:
     import shlex
 
     from liborch.quantities import format_duration, format_size
-    from runaway.records import utc
+    from runaway.records import OURS, utc
 
     spec = fields["spec"]
     transfer = spec.get("transfer") or {}
@@ -69,7 +69,7 @@ def _lines(fields: dict[str, Any], state: str) -> list[tuple[str, str]]:
         ("stdout", format_size(fields["stdout_bytes"]) if fields["ended_at"] else ""),
         ("stderr", format_size(fields["stderr_bytes"]) if fields["ended_at"] else ""),
         ("sent from", transfer.get("local_folder", "")),
-        ("ran in", transfer.get("remote_folder") or spec.get("folder") or ""),
+        ("ran in", (transfer.get("remote_folder") or spec.get("folder") or "").replace(OURS, directory)),
         ("left there", transfer.get("leave", "")),
         ("results", _results(fields)),
         ("trouble", fields["collect_error"] or ""),

@@ -66,3 +66,12 @@ def test_a_progress_bar_never_wraps(
     show(1 << 20, 1 << 30, 3, 10000)
     (_, bar) = capsys.readouterr().err.split("\x1b[K")
     assert 30 < len(bar) < 40
+
+
+def test_results_that_stay_on_the_host_are_not_forgotten(person: Person) -> None:
+    person.write("run.sh", "echo made > made.txt")
+    done = person.run("exec", "local", "run.sh", "--on-local")
+    x = person.executions()[0]["id"]
+    assert lines(done.stderr)[-1] == f"its results stay on local: runaway fetch {x[:8]}"
+    shown = person.run("show", "last").stdout.decode()
+    assert f"ran in      $HOME/orchestra/{x}\n" in shown
