@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
+import signal
 import socket
 import threading
 import time
@@ -16,6 +19,8 @@ import liborch
 from tests.cli.person import Person, lines, wait_until
 from tests.lab.hosts import Host, Lab
 from tests.lab.test_links_torn import COUNTED, COUNTING, QUICK, SOON, Heard, ended, until_linked
+from tests.transfer.test_hostile import HOSTILE_LINKS, HOSTILE_NAMES
+from tests.transfer.trees import fingerprint, grow
 
 pytestmark = pytest.mark.lab
 
@@ -220,16 +225,14 @@ def test_a_clock_that_is_set_meanwhile_ends_nothing_early_and_nothing_late(
         before = time.time()
         # One that nobody drives meanwhile, and whose lease and walltime are long; one whose walltime ends soon.
         left = person.run("exec", "--detach", "--time", "1h", "h1", "run.sh").stdout.decode().strip()
-        running = person.start("exec", "--time", "3s", "h1", "sleep", "--", "60")
-        wait_until("its start", lambda: person.executions()[0]["state"] == "running")
-        for day in ("+2d", "-2d"):
+        for number, day in enumerate(("+2d", "-2d")):
+            running = person.start("exec", "--time", "2s", "h1", "sleep", "--", "60")
+            wait_until("its record", lambda n=number: len(person.executions()) == 2 + n)  # type: ignore[misc]
+            person.wait_state("running", "failed")
             clock.write_text(day + "\n")
             assert abs(int(host_time(lab)) - time.time()) > 86400, "the host's clock was not set"
             running.communicate(timeout=60)
             assert running.returncode == 124
-            running = person.start("exec", "--time", "1s", "h1", "sleep", "--", "60")
-        running.communicate(timeout=60)
-        assert running.returncode == 124
         host.run("touch /tmp/clock-go")
         done = person.run("attach", left)
         assert done.returncode == 3, done.stderr.decode()
@@ -237,7 +240,7 @@ def test_a_clock_that_is_set_meanwhile_ends_nothing_early_and_nothing_late(
         after = time.time()
         for row in person.executions():
             assert before <= row["submitted_at"] <= row["started_at"] <= row["ended_at"] <= after, row
-        assert [row["reason"] for row in person.executions()] == ["walltime", "walltime", "walltime", "exit"]
+        assert [row["reason"] for row in person.executions()] == ["walltime", "walltime", "exit"]
     finally:
         person.close()
 
@@ -378,3 +381,134 @@ def test_bytes_arrive_as_they_were_written_whatever_they_are(h1: Host, asker: Pe
     # And once more, as it was kept.
     again = asker.run("logs", "last", "--stdout")
     assert hashlib.sha256(again.stdout).hexdigest() == done.stderr.decode()
+
+
+# ---------------------------------------------------------------- nodes that lie, keys that change, links that hang
+
+#: In the place of a node's own worker: honest, but for what it says that there is to fetch.
+LIAR = """
+import hashlib, os, sys
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import honest
+ENTRIES = [(bytes.fromhex(name), bytes.fromhex(meta)) for name, meta in %r]
+def fetch(link, head):
+    link.send({"t": "list", "last": True}, b"".join(b"%%s\\0%%s\\0" %% entry for entry in ENTRIES))
+    wanted, last = [], False
+    while not last:
+        head, body = link.receive()
+        wanted += honest.numbers(body)
+        last = head["last"]
+    for k in wanted:
+        link.send({"t": "small", "k": [k], "s": [4]}, hashlib.sha256(b"evil").digest() + b"evil")
+    link.send({"t": "done"})
+honest.SERVICES["fetch"] = fetch
+sys.exit(honest.main(sys.argv))
+"""
+
+#: What no host may make here: devices, setuid files, and what is no description at all.
+HOSTILE_KINDS = [
+    (b"device", b"b m 0 0"),
+    (b"tty", b"c m 0 0"),
+    (b"root", b"s m 4 0"),
+    (b"size", b"f m -1 0"),
+    (b"odd", b""),
+]
+
+
+def test_what_a_lying_node_wants_written_elsewhere_is_refused_by_name(h1: Host, asker: Person) -> None:
+    asker.write("run.sh", "exit 3\n")
+    assert asker.run("exec", "h1", "run.sh").returncode == 3
+    (agent,) = (h1.home / ".cache" / "orchestra").glob("agent-*")
+    # Each under a name of its own: of a name listed twice, the second is refused for that.
+    links = [
+        (b"link%d" % n, to)
+        for n, (_, to) in enumerate(HOSTILE_LINKS)
+        if not to.startswith(b"d/") and b"x/" not in to
+    ]
+    entries = (
+        [(name, b"f m 4 0") for name in HOSTILE_NAMES]
+        + [(name, b"l m 0 0 " + to) for name, to in links]
+        + HOSTILE_KINDS
+    )
+    good = [(b"good", b"f m 4 0"), (b"case", b"f m 4 0"), (b"CASE", b"f m 4 0")]
+    (agent / "worker.py").rename(agent / "honest.py")
+    lies = [(name.hex(), meta.hex()) for name, meta in entries + good]
+    (agent / "worker.py").write_text(LIAR % (lies,))
+    around = asker.root / "around"
+    grow(
+        around,
+        {
+            "canary": b"1",
+            "outside/canary": b"2",
+            "home/.bashrc": b"3",
+            "home/work/canary": b"4",
+            "home/work/target/mine": b"5",
+            "home/work/target/door": ("l", b"../../../outside"),
+            "home/work/target/file-door": ("l", b"../../../outside/canary"),
+        },
+    )
+    target = around / "home/work/target"
+    before = fingerprint(around)
+    try:
+        done = asker.run("exec", "--leave", "everything", "h1", "run.sh", "-o", str(target))
+        # The execution's own end is what it is.
+        assert done.returncode == 3, done.stderr.decode()
+        again = asker.run("fetch", "last", "-o", str(target))
+    finally:
+        (agent / "honest.py").replace(agent / "worker.py")
+    shown = asker.json("show", "last")
+    assert (shown["state"], shown["exit_code"]) == ("failed", 3)
+    refused = {path for path, _ in shown["refused"]}
+    assert refused == {os.fsdecode(name) for name, _ in entries}
+    for said in (says(done), says(again)):
+        assert b"not fetched: ../canary: " in said
+        assert said.count(b"not fetched: ") == len(entries)
+    after = fingerprint(around)
+    assert {path: after[path] for path in before} == before
+    assert set(after) - set(before) == {os.fsencode(target / name) for name in ("good", "case", "CASE")}
+
+
+def test_a_changed_key_is_told_from_an_unknown_one_and_nothing_is_sent(
+    h1: Host, rough: Lab, asker: Person
+) -> None:
+    asker.write("run.sh", "touch /tmp/never\n")
+    h1.change_host_key()
+    try:
+        before = len(h1.sshd_log())
+        done = asker.run("exec", "h1", "run.sh")
+        assert done.returncode == 255
+        said = done.stderr.decode()
+        assert "HOST KEY CHANGED" in said
+        assert len(set(re.findall(r"SHA256:\S+", said.replace(".", " ")))) == 2
+        assert str(rough.known_hosts) in said
+        # Nobody even tried to log in.
+        assert "for root" not in h1.sshd_log()[before:]
+        # Nor does --accept-new, which is for hosts never seen before.
+        assert asker.run("exec", "--accept-new", "h1", "run.sh").returncode == 255
+    finally:
+        rough.trust()
+    assert not h1.path("/tmp/never").exists()
+
+
+def test_a_session_that_hangs_is_noticed_and_the_execution_ends_with_its_own_status(
+    h1: Host, rough: Lab, asker: Person
+) -> None:
+    alias = rough.add_alias("watched", HostName=h1.address, ServerAliveInterval=1, ServerAliveCountMax=1)
+    asker.write("run.sh", "echo first; while [ ! -e /tmp/hang-go ]; do sleep 0.1; done; echo last; exit 6\n")
+    running = asker.start("exec", alias, "run.sh")
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"first\n"
+    asker.wait_state("running")
+    stopped = [process.pid for process in h1.processes() if process.argv[0].startswith("sshd: root")]
+    assert stopped
+    for pid in stopped:
+        h1.kill(pid, signal.SIGSTOP)
+    try:
+        h1.run("touch /tmp/hang-go")
+        out, err = running.communicate(timeout=60)
+    finally:
+        for pid in stopped:
+            h1.kill(pid, signal.SIGKILL)
+    assert (running.returncode, out) == (6, b"last\n"), err.decode()
+    assert f"{alias}: ".encode() in err
+    assert asker.executions()[0]["attempt"] == 1
