@@ -25,6 +25,11 @@ class Interrupts:
         self.count = 0
         self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def cancelling(self) -> bool:
+        """Whether its end was asked for."""
+        return self.count >= 2
+
     def __enter__(self) -> Interrupts:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
@@ -46,7 +51,7 @@ class Interrupts:
         short = self._execution.id[:8]
         if self.count == 1 and self._execution.state in ("running", "paused", "collecting"):
             self._messages.error(
-                f"{short} is running and will finish; Ctrl-C again cancels it, a third time leaves it running and ends this command"
+                f"{short} is running and will finish; Ctrl-C again cancels it, a third time ends this command at once"
             )
         elif self.count <= 2:
             self._messages.error(f"cancelling {short}; Ctrl-C again leaves at once")

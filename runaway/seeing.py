@@ -40,8 +40,12 @@ async def see_through(
         if not waiting.done():
             waiting.cancel()
             driver.detached = True
-            why = "stdout was closed" if output.broken.done() else "left"
-            messages.error(f"{why}; {execution.id[:8]} goes on: runaway attach {execution.id[:8]}")
+            short = execution.id[:8]
+            if interrupts.cancelling:
+                messages.error(f"left; {short} was asked to end, and will: runaway attach {short} says how")
+            else:
+                why = "stdout was closed" if output.broken.done() else "left"
+                messages.error(f"{why}; {short} goes on: runaway attach {short}")
             status = CLOSED_PIPE if output.broken.done() else 130
             if as_json:
                 print(json.dumps(left_as_dict(execution, status)))

@@ -101,14 +101,14 @@ def test_the_second_ctrl_c_cancels_and_cleans_up(person: Person) -> None:
     assert not any((person.home / "orchestra").glob("*-*"))
 
 
-def test_the_third_ctrl_c_leaves_it_running(person: Person) -> None:
+def test_the_third_ctrl_c_leaves_at_once_what_was_asked_to_end(person: Person) -> None:
     person.write(
         "stubborn.sh", "trap '' TERM INT HUP\ntouch ~/up\necho up\nwhile [ ! -e ~/go ]; do sleep 0.05; done\n"
     )
     terminal = Terminal(person, "exec", "local", "stubborn.sh")
     terminal.expect(b"up\r\n")
     person.wait_state("running")
-    for said in (b"Ctrl-C again cancels", b"leaves at once", b"runaway attach"):
+    for said in (b"Ctrl-C again cancels", b"leaves at once", b"was asked to end"):
         terminal.type(b"\x03")
         terminal.expect(said)
     assert terminal.end() == 130
