@@ -144,7 +144,7 @@ async def _reach(target: Target, folders: Places, tell: Examination, pool: Pool,
         except (OSError, TimeoutError) as error:
             near = near_hosts(target.ssh, folders.profiles, folders.ssh_config)
             todo = f"did you mean {' or '.join(near)}?" if near else "check the name, or your network and DNS"
-            tell.stop("name", f"{endpoint.host} does not resolve: {error}", todo)
+            tell.stop("name", f"{endpoint.host} does not resolve: {_why(error)}", todo)
             return
         address = str(found[0][4][0])
         tell.say("name", "ok", f"{endpoint.host} is {address}")
@@ -154,10 +154,9 @@ async def _reach(target: Target, folders: Places, tell: Examination, pool: Pool,
                 _reader, writer = await asyncio.open_connection(address, endpoint.port)
             writer.close()
         except (OSError, TimeoutError) as error:
-            why = str(error) or f"no answer in {STEP_S:.0f} s"
             tell.stop(
                 "tcp",
-                f"{endpoint.address}: {why}",
+                f"{endpoint.address}: {_why(error)}",
                 "is it up, is sshd running, is a firewall or VPN in between?",
             )
         tell.say("tcp", "ok", f"port {endpoint.port} answers in {(time.monotonic() - began) * 1000:.0f} ms")
@@ -210,6 +209,13 @@ async def _look_around(target: Target, tell: Examination, pool: Pool) -> None:
     sessions = seen.get("sessions", "")
     if sessions.isdigit() and int(sessions) < 4:
         tell.say("sessions", "warning", f"MaxSessions {sessions}", "works, transfers take turns")
+
+
+def _why(error: OSError) -> str:
+    """In the system's words: asyncio's text of a failed connection is `Connect call failed` and a tuple."""
+    if error.errno is None:
+        return f"no answer in {STEP_S:.0f} s"
+    return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
 
 
 def _judge_python(tell: Examination, version: str, where: str) -> None:

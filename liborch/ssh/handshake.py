@@ -238,7 +238,9 @@ async def _connect_socket(endpoint: Endpoint, timeout_s: float) -> socket.socket
     assert failure is not None
     if isinstance(failure, ConnectionRefusedError):
         raise _unreachable(endpoint, "refused the connection: no sshd listens there") from failure
-    raise _unreachable(endpoint, failure.strerror or "gave no answer") from failure
+    # Not `strerror`: asyncio puts its own words there, and a tuple.
+    why = f"cannot be reached: {os.strerror(failure.errno)}" if failure.errno else "gave no answer"
+    raise _unreachable(endpoint, why) from failure
 
 
 async def _log_in(
