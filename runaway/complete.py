@@ -1,7 +1,7 @@
 """What could come next on a command line: words for the shells' completion. Starts in a few bare interpreters' time.
 
 `runaway --complete WORD...` prints one candidate per line; the last WORD is the one being typed. Neither asyncio nor YAML is
-imported, and click only where an option is being typed.
+imported, and click only where an option was or is being typed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 #: What follows each command: words of these kinds.
 _OPERANDS = {
@@ -43,8 +48,16 @@ def candidates(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) ->
         return []
     if typed.startswith("-"):
         return [option for option in _options(commands[command][0], before) if option.startswith(typed)]
+    operands = before[1:]
+    if any(word.startswith("-") for word in operands):
+        values = _values(commands[command][0], before)
+        if before[-1] in values:
+            return [value for value in values[before[-1]] if value.startswith(typed)]
+        operands = [
+            word for last, word in pairwise(before) if last not in values and not word.startswith("-")
+        ]
     kinds = _OPERANDS.get(command, ())
-    at = sum(1 for word in before[1:] if not word.startswith("-"))
+    at = len(operands)
     kind = kinds[min(at, len(kinds) - 1)] if kinds and (at < len(kinds) or kinds[-1].endswith("*")) else ""
     return [word for word in _words(kind.rstrip("*"), typed) if word.startswith(typed)]
 
@@ -94,6 +107,23 @@ def _ids(typed: str, *, live: bool) -> list[str]:
 
 
 def _options(module: str, before: Sequence[str]) -> list[str]:
+    params = _command(module, before).params
+    return ["--help", *(name for param in params for name in param.opts if name.startswith("--"))]
+
+
+def _values(module: str, before: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{option that takes a value: the values there are, if they are few}."""
+    import click
+
+    return {
+        name: tuple(map(str, param.type.choices)) if isinstance(param.type, click.Choice) else ()
+        for param in _command(module, before).params
+        if isinstance(param, click.Option) and not param.is_flag
+        for name in param.opts
+    }
+
+
+def _command(module: str, before: Sequence[str]) -> click.Command:
     from importlib import import_module
 
     import click
@@ -101,7 +131,7 @@ def _options(module: str, before: Sequence[str]) -> list[str]:
     command: click.Command = import_module(module).command
     if isinstance(command, click.Group) and len(before) > 1:
         command = command.commands.get(before[1], command)
-    return ["--help", *(name for param in command.params for name in param.opts if name.startswith("--"))]
+    return command
 
 
 SCRIPTS = {

@@ -97,6 +97,18 @@ def test_names_and_ids_complete(person: Person) -> None:
     assert lines(person.run("--complete", "at").stdout) == ["attach"]
 
 
+def test_options_with_their_values_are_no_operands(person: Person) -> None:
+    def complete(*words: str) -> list[str]:
+        return person.run("--complete", *words).stdout.decode().split()
+
+    assert complete("exec", "--leave", "") == ["nothing", "code", "everything"]
+    assert complete("exec", "-l", "c") == ["code"]
+    assert complete("exec", "-o", "") == []
+    for before in (["-l", "code"], ["--time", "1h", "-S"], ["-V"]):
+        assert complete("exec", *before, "loc") == ["local"]
+        assert complete("exec", *before, "local", "loc") == []
+
+
 def test_nothing_is_completed_behind_two_dashes() -> None:
     assert candidates(["exec", "local", "x.py", "--", ""], {"exec": ("", "")}) == []
 
