@@ -15,6 +15,7 @@ import pytest
 
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.drive.local import LocalShell, open_local_pipe
+from liborch.drive.shell import command, fallback_script, session_command
 from liborch.drive.shell_link import ShellLink
 from liborch.errors import TransferError
 from liborch.transfer.fetch import fetch
@@ -64,6 +65,10 @@ class Node:
     def state(self) -> Path:
         """Where the fallback keeps its files."""
         return self.folder / "agent-sh"
+
+    def tick(self) -> None:
+        """Have the keeper look around now, as it does every few seconds."""
+        (self.state / "ctl").write_text("tick\n")
 
     def end(self) -> None:
         """End every process that was started with our folder for its state: it names no other test's."""
@@ -326,6 +331,183 @@ async def test_who_tidies_up_leaves_those_alone_who_just_come(node: Node, tmp_pa
 
     await asyncio.gather(*(come_and_go(name) for name in "abc"))
     assert not host.exists()
+    await node.shell.close()
+
+
+async def run_script(node: Node, script: str) -> bytes:
+    """What a script with the fallback's functions prints."""
+    pipe = await node.shell.open(command("do marker"))
+    await pipe.write(f"{script}\nmarker\n".encode())
+    pipe.write_eof()
+    printed = b""
+    while data := await pipe.read(1 << 16):
+        printed += data
+    await pipe.wait()
+    return printed
+
+
+async def test_many_that_come_first_at_once_meet_one_keeper_and_one_name(node: Node) -> None:
+    links = await asyncio.gather(*(node.link() for _ in range(12)))
+    assert len({link.hello["state_id"] for link in links}) == 1
+    assert len({link.hello["keeper_pid"] for link in links}) == 1
+    clients = [await Client(link).attach(cpus=2) for link in links]
+    ids = [client.order("sh", "-c", f"echo {number}") for number, client in enumerate(clients)]
+    outputs = [(await client.ended(x))["out"] for client, x in zip(clients, ids, strict=True)]
+    assert outputs == [f"{number}\n" for number in range(12)]
+    await asyncio.gather(*(link.close() for link in links))
+    await node.shell.close()
+
+
+async def test_a_program_that_came_in_half_is_not_kept(node: Node) -> None:
+    pipe = await node.shell.open(session_command("marker"))
+    while b"need" not in await pipe.read(1 << 16):
+        pass
+    text = fallback_script()[1]
+    await pipe.write(text[: len(text) // 2])
+    pipe.write_eof()
+    await pipe.wait()
+    assert not list((node.home / ".cache" / "orchestra").iterdir())
+    link = await node.link()
+    assert (await (await Client(link).attach()).run("sh", "-c", "exit 3"))["code"] == 3
+    await link.close()
+    await node.shell.close()
+
+
+async def test_who_talks_to_a_keeper_that_is_killed_comes_again_and_misses_nothing(node: Node) -> None:
+    first = await node.link()
+    client = await Client(first).attach(cpus=1)
+    gate = node.folder / "gate"
+    x = client.order("sh", "-c", f"while [ ! -e {gate} ]; do sleep 0.05; done; exit 5")
+    await client.event("started", x)
+    os.kill(first.hello["keeper_pid"], signal.SIGKILL)
+    # Nothing is asked of it, and the client learns of it all the same.
+    await client.until_somewhere(lambda: client.lost is not None)
+    gate.touch()
+    second = await node.link()
+    again = await Client(second, client.owner).attach(cpus=1)
+    assert (await again.ended(x))["code"] == 5
+    await first.close()
+    await second.close()
+    await node.shell.close()
+
+
+async def test_an_owner_speaks_through_one_session(node: Node) -> None:
+    one, two = await node.link(), await node.link()
+    first = await Client(one).attach()
+    second = await Client(two, first.owner).attach()
+    await first.until_somewhere(lambda: first.lost is not None)
+    assert (await second.run("sh", "-c", "exit 3"))["code"] == 3
+    assert not [event for event in first.events if event[2] == "ended"]
+    await one.close()
+    await two.close()
+    await node.shell.close()
+
+
+async def test_a_lock_whose_holder_died_goes_to_one_of_many(node: Node) -> None:
+    link = await node.link()
+    boot, gone = link.hello["boot_id"], node.folder / "gone"
+    await link.close()
+    lock = node.home / ".cache" / "orchestra" / f"folders-{boot}.lock"
+    lock.write_text(f"{boot} {os.getpid()} 1\n")
+    inside = f"inside() {{ mkdir {gone} || echo two; sleep 0.05; rmdir {gone}; echo was; }}"
+    script = f"{inside}; alone inside; alone inside; alone inside"
+    printed = await asyncio.gather(*(run_script(node, script) for _ in range(6)))
+    assert printed == [b"was\n" * 3] * 6
+    assert not list(lock.parent.glob("folders-*"))
+    await node.shell.close()
+
+
+async def test_who_never_reads_the_answer_holds_up_nobody(node: Node, tmp_path: Path) -> None:
+    await (await node.link()).close()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for number in range(3000):
+        (theirs / f"{number:0200}").touch()
+    host = tmp_path / "host"
+    pipe = await node.shell.open(command("do marker"))
+    index = host / ".orchestra" / "sh" / "folders" / "i"
+    await pipe.write(f"prepare {host} {theirs} {index} s\nmarker\n".encode())
+    # More than any buffer takes, and we read no more than the first of it.
+    assert (await pipe.read(6)).startswith(b"ready")
+    printed = await asyncio.wait_for(run_script(node, f"prepare {host} {host}/f {index}2 s"), 20)
+    assert printed.startswith(b"ready no yes")
+    pipe.close()
+    await node.shell.close()
+
+
+async def test_what_was_cut_off_while_a_folder_was_claimed_is_done_again(
+    node: Node, link: ShellLink, tmp_path: Path
+) -> None:
+    host = tmp_path / "host"
+    snapshot = take_snapshot(_code(tmp_path))
+    stream = link.open_stream("transfer")
+    await send(stream, snapshot, str(host / "a"), directory=str(host))
+    folders = host / ".orchestra" / "sh" / "folders"
+    (made,) = folders.iterdir()
+    shutil.rmtree(host / "a")
+    for file in made.iterdir():
+        file.unlink()
+    await send(stream, snapshot, str(host / "a"), directory=str(host))
+    assert _tree(host / "a") == _tree(snapshot.folder)
+    await clean(stream, str(host / "a"), directory=str(host), leave="nothing")
+    assert not host.exists()
+    await stream.close()
+
+
+async def test_what_belongs_to_a_client_that_stays_away_is_ended_and_forgotten(node: Node) -> None:
+    first, other = await node.link(), await node.link()
+    client, witness = await Client(first).attach(cpus=2), await Client(other).attach(cpus=2)
+    theirs = witness.order("sleep", "600", grace=0.1)
+    await witness.event("started", theirs)
+    runs = client.order("sleep", "600", grace=0.1)
+    await client.event("started", runs)
+    waits = client.order("sleep", "600", cpus=2)
+    await first.ask("status")
+    mine = node.state / "runs" / f"{runs}.1"
+    main = int((mine / "pid").read_text().split()[0])
+    session = next(
+        path for path in (node.state / "sessions").iterdir() if path.name.startswith(f"{first.hello['pid']}.")
+    )
+    await first.close()
+    await witness.until_somewhere(lambda: not session.exists())
+    # Eight days ago by the clock of the node.
+    now = int(float(Path("/proc/uptime").read_text().split()[0]) * 100)
+    (node.state / "seen" / client.owner).write_text(f"{other.hello['boot_id']} {now - 8 * 8640000}\n")
+    node.tick()
+    await witness.until_somewhere(lambda: (mine / "freed").exists())
+    assert not Path(f"/proc/{main}").exists()
+    node.tick()
+    await witness.until_somewhere(lambda: not (node.state / "owners" / client.owner).exists())
+    assert {path.name for path in (node.state / "runs").iterdir()} == {f"{theirs}.1"}
+    assert not (node.state / "seen" / client.owner).exists()
+    again = await Client(first := await node.link(), client.owner).attach(cpus=2)
+    assert again.attached["holding"] == []
+    assert waits not in [event[3] for event in again.events]
+    other.tell("cancel", ids=[(theirs, 1)])
+    assert (await witness.ended(theirs))["reason"] == "cancelled"
+    await first.close()
+    await other.close()
+    await node.shell.close()
+
+
+async def test_what_was_launched_and_never_came_is_launched_again(node: Node) -> None:
+    link = await node.link()
+    client = await Client(link).attach(cpus=2)
+    before = await client.run("true")
+    assert before["code"] == 0
+    # As a keeper leaves it that was killed between writing down the slot and launching.
+    os.kill(link.hello["keeper_pid"], signal.SIGKILL)
+    await client.until_somewhere(lambda: client.lost is not None)
+    run = node.state / "runs" / "x.1"
+    run.mkdir(mode=0o700)
+    (run / "head").write_text(f"x 1 {client.owner} 1 0 0 - 1000 - - -\n")
+    (run / "script").write_text("orchestra_place\norchestra_enter /\nexec echo late\n")
+    (run / "seq").write_text("7\n")
+    (run / "slot").write_text("0\n")
+    again = await Client(second := await node.link(), client.owner).attach(cpus=2)
+    assert (await again.ended("x"))["out"] == "late\n"
+    await link.close()
+    await second.close()
     await node.shell.close()
 
 
