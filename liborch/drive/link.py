@@ -130,7 +130,13 @@ class FrameLink:
                 f"an agent with protocol {self.hello.get('protocol')} runs there, this program speaks {PROTOCOLS}",
                 detail="wait for its executions to end, or use the program that started them",
             )
-        self.clock_skew_s = time.time() - float(self.hello.get("clock", 0.0))
+        try:
+            self.clock_skew_s = time.time() - float(self.hello["clock"])
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            await self.close()
+            raise AgentError(
+                self.host, "what answered there is no agent of ours", detail=f"its greeting: {error!r}"
+            ) from error
 
     # -- reading
 

@@ -172,3 +172,12 @@ async def test_orders_too_long_for_one_message_go_out_in_several() -> None:
     heads = [frames.parse_head(raw) for _stream, raw, _body, _size in decoder.feed(bytes(met.pipe.written))]
     assert [order[0] for head in heads for order in head.get("orders", [])] == [f"x{n}" for n in range(40)]
     await met.link.close()
+
+
+@pytest.mark.parametrize("clock", [None, "noon", [], 10**400])
+async def test_a_greeting_without_a_time_is_no_agents(clock: Any) -> None:
+    pipe = FakePipe()
+    pipe.say({**HELLO, "clock": clock})
+    with pytest.raises(AgentError, match="no agent of ours"):
+        await FrameLink("there", pipe).start()
+    assert not pipe.is_open
