@@ -26,7 +26,8 @@ pytestmark = pytest.mark.lab
 
 MakeLab = Callable[..., Lab]
 
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+#: Debian's, for whatever processor.
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 #: libfaketime 0.9.10 refuses the sleeps of Python 3.11 and newer (to a moment of the monotonic clock) as invalid.
 PYTHON_THAT_SLEEPS = """#!/bin/sh
@@ -178,6 +179,7 @@ def test_a_forgotten_link_is_noticed_with_stock_settings_and_the_true_result_com
 
 def use_clock(host: Host, **variables: object) -> None:
     """Let the host's sessions see another wall clock. Its monotonic one stays: no kernel lets that jump."""
+    assert FAKETIME is not None, "apt-get install faketime"
     settings = {
         "LD_PRELOAD": FAKETIME,
         "DONT_FAKE_MONOTONIC": 1,
