@@ -329,7 +329,7 @@ def test_names_and_errors_that_would_steer_a_terminal_are_shown_harmless(
     ):
         assert b"owned" in says(asker.run(*words)) or words[0] in ("explain", "fetch", "clean"), words
     assert says(asker.run("logs", "last"), but=wrote) is not None
-    for words in (
+    mistakes: tuple[tuple[str, ...], ...] = (
         ("exec", "h1", f"missing{TITLE}.sh"),
         ("exec", TITLE, script),
         ("exec", "h1", script, "-o", f"x/${{RUNAWAY_{TITLE}}}"),
@@ -341,10 +341,11 @@ def test_names_and_errors_that_would_steer_a_terminal_are_shown_harmless(
         ("hosts", "show", TITLE),
         ("doctor", TITLE),
         (TITLE,),
-    ):
-        done = asker.run(*words)
-        assert done.returncode not in (0, 3), words
-        assert b"owned" in says(done), words
+    )
+    for mistake in mistakes:
+        done = asker.run(*mistake)
+        assert done.returncode not in (0, 3), mistake
+        assert b"owned" in says(done), mistake
 
 
 def test_a_host_whose_answers_would_steer_a_terminal_is_quoted_harmless(
