@@ -170,11 +170,7 @@ class ShellTransfer:
         script += b"echo tar\ntar xf - 2>&1 || { echo refused tar; exit 0; }\n"
         twins = b"".join(twin_lines(paths, manifest) for paths in by_digest.values())
         script += twins
-        script += b"cd / && { [ -d %b ] || mv %b %b; } && echo done\n" % (
-            quoted(code),
-            quoted(temporary),
-            quoted(code),
-        )
+        script += b"cd / && alone settle %b %b && echo done\n" % (quoted(temporary), quoted(code))
         async with opened(await self._run(script)) as reader:
             word = await reader.line()
             if word not in (b"tar", b"notar"):
@@ -196,7 +192,7 @@ class ShellTransfer:
                 if not said.endswith("done"):
                     raise Refused(f"the code could not be unpacked on the node: {said[-300:]}")
                 return
-        script = b"cd %b || exit 0\n%bcd / && mv %b %b && echo done" % (
+        script = b"cd %b || exit 0\n%bcd / && alone settle %b %b && echo done" % (
             quoted(temporary),
             twins,
             quoted(temporary),

@@ -417,6 +417,17 @@ async def test_a_lock_whose_holder_died_goes_to_one_of_many(node: Node) -> None:
     await node.shell.close()
 
 
+async def test_of_two_who_bring_the_same_code_one_is_first(node: Node, tmp_path: Path) -> None:
+    await (await node.link()).close()
+    code = tmp_path / "code"
+    bring = "mkdir {0}.{1} && echo whole >{0}.{1}/file && alone settle {0}.{1} {0} && echo done"
+    printed = await asyncio.gather(*(run_script(node, bring.format(code, number)) for number in range(6)))
+    assert printed == [b"done\n"] * 6
+    assert [path.name for path in tmp_path.glob("code*")] == ["code"]
+    assert _tree(code) == {b"file": b"whole\n"}
+    await node.shell.close()
+
+
 async def test_who_never_reads_the_answer_holds_up_nobody(node: Node, tmp_path: Path) -> None:
     await (await node.link()).close()
     theirs = tmp_path / "theirs"

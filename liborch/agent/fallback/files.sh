@@ -112,6 +112,13 @@ look() {
     list "$2"
 }
 
+# settle ARRIVED CODE: put code that came whole in its place. Of several who brought the same the first one's stays.
+settle() {
+    if [ -d "$2" ]; then rm -rf "$1"; else mv "$1" "$2" || return 1; fi
+    # From a node that shares the folder somebody was quicker, and mv has put ours into theirs.
+    [ ! -d "$2/${1##*/}" ] || rm -rf "$2/${1##*/}"
+}
+
 # take NUMBER PATH MARKER: a file with its size in front.
 take() {
     if [ -h "$2" ] || [ ! -f "$2" ] || [ ! -r "$2" ]; then echo "gone $1"; return 0; fi
