@@ -108,6 +108,10 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transfer: Transfer | None = None
     #: What `ps` shows.
     label: str = ""
+    #: What a person varies, by name; recorded with the result, seen by nobody else.
+    parameters: dict[str, str] = {}
+    #: Names its content (code, command, parameters, resources): what was done already is known by it. "": nobody asks.
+    identity: str = ""
 
     def __post_init__(self) -> None:
         if not self.argv and not self.procedure:

@@ -256,8 +256,9 @@ class Ends:
             output = run.capture.collect()
             notes = [fields["why"], output.pop("why", "")]
             fields.update(output)
-            if fields["code"] and self._captures.disk_is_full():
-                notes.append("the node's disk is full")
+            if self._captures.disk_is_full():
+                # Also of one that did well: what it wrote may have been cut, and nobody else would say so.
+                notes.append("the node's disk is full: %s" % self._captures.folder)
             fields["why"] = "; ".join(note for note in notes if note)
         self._ledger.event(run.owner, "ended", run.x, run.a, fields)
         self._ledger.close_order(run.key)

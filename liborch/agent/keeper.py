@@ -117,6 +117,8 @@ class Keeper:
         accepted = []
         wrong = {}
         seen = set()
+        # There may be room again, and nobody should be sent away for what was so some seconds ago.
+        self.ledger.retry()
         for item, order in zip(message["orders"], orders.unfold(name, common, message["orders"])):
             key = key_of(order["x"], order["a"])
             if self.ledger.knows(key) or key in seen:
@@ -468,7 +470,7 @@ class Keeper:
                 ],
                 "queued": len(self.queues),
                 "holds": list(self.holds),
-                "sync_error": self.ledger.log.sync_error,
+                "sync_error": self.ledger.why_unsynced(),
                 "stuck": self.ledger.why_stuck() if self.ledger.stuck else "",
             }
         )

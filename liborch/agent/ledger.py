@@ -232,6 +232,10 @@ class Ledger:
         """What stands in the way, for people."""
         return "%s: %s" % (self.folder, os.strerror(self.stuck))
 
+    def why_unsynced(self):
+        """Why the log may not outlive a power cut, for people; "" when all is well."""
+        return "%s: %s" % (self.folder, os.strerror(self.log.sync_error)) if self.log.sync_error else ""
+
     def event(self, name, kind, x, attempt, detail):
         """Put an event on the log, then on the way to the talker."""
         self.event_number += 1

@@ -81,7 +81,7 @@ class Log:
         self._stop = False
         self._syncer = threading.Thread(target=self._sync_loop, daemon=True)
         self._syncer.start()
-        #: Set when the last sync failed: the errno.
+        #: The errno of the last sync that failed. It stays: what was not synced then, no later sync vouches for.
         self.sync_error = 0
 
     def _open(self):
@@ -168,7 +168,6 @@ class Log:
             self._dirty.clear()
             try:
                 os.fdatasync(self._fd)
-                self.sync_error = 0
             except OSError as error:
                 if error.errno != errno.EBADF:
                     self.sync_error = error.errno

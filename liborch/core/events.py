@@ -50,6 +50,10 @@ class LinkRefused(Event, frozen=True):
     why: str
 
 
+class Draining(Event, frozen=True):
+    """Nothing new is to start from here on; what runs goes on. Lasts until `Restarted`."""
+
+
 class NodeLost(Event, frozen=True):
     """The node is given up."""
 
@@ -190,6 +194,7 @@ AnyEvent = (
     | LinkOpened
     | LinkLost
     | LinkRefused
+    | Draining
     | NodeLost
     | Restarted
     | Submitted

@@ -34,12 +34,15 @@ class Orchestration(Placement):
         super().__init__(policy, rng)
         #: {slot request: ids of the executions inside it}
         self._tenants: dict[str, dict[str, None]] = {}
+        #: Nothing new is started.
+        self.draining = False
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
             ev.NodeAdded: self._node_added,
             ev.LinksWanted: self._links_wanted,
             ev.LinkOpened: self._link_opened,
             ev.LinkLost: self._link_lost,
             ev.LinkRefused: self._link_refused,
+            ev.Draining: self._drain,
             ev.NodeLost: self._node_lost,
             ev.Restarted: self._restarted,
             ev.Submitted: self._submitted,
@@ -68,6 +71,8 @@ class Orchestration(Placement):
         out: list[act.AnyAction] = []
         self._out = out
         self._handlers[type(event)](event)
+        if self.draining:
+            return out
         if self.queue.waiting:
             self._place_waiting()
         elif self._donors and self._index and self._now >= self._rebalance_at:
@@ -83,6 +88,7 @@ class Orchestration(Placement):
         if (
             self._donors
             and self._index
+            and not self.draining
             and not self.queue.waiting
             and (first is None or self._rebalance_at < first)
         ):
@@ -93,6 +99,11 @@ class Orchestration(Placement):
     def is_idle(self) -> bool:
         """Nothing waits, nothing runs, nothing is being collected."""
         return not self.items
+
+    @property
+    def is_drained(self) -> bool:
+        """What is left waits here, and for nothing but the end of draining."""
+        return self.draining and self.counts["WAITING"] == len(self.items)
 
     # ------------------------------------------------------------------ states
 
@@ -266,6 +277,17 @@ class Orchestration(Placement):
         """Whether the agent was never told of it: then it can go elsewhere."""
         return item.state == "STAGING" or (item.state == "PLACED" and not item.state_id)
 
+    def _drain(self, _event: ev.Draining) -> None:
+        """Ask back what nodes were told and have not started."""
+        self.draining = True
+        for node in self._by_number:
+            for item in node.items.values():
+                if item.state != "PLACED" or item.recalling or item.cancelling or item.is_slot or item.lease:
+                    continue
+                item.recalling = True
+                if node.link == "OPEN":
+                    self._out.append(act.Recall(item.x, item.attempt, node.name))
+
     def _node_lost(self, event: ev.NodeLost) -> None:
         node = self.nodes[event.node]
         if node.state == "LOST":
@@ -287,6 +309,7 @@ class Orchestration(Placement):
         self._nodes_changed()
 
     def _restarted(self, _event: ev.Restarted) -> None:
+        self.draining = False
         for node in self._by_number:
             if node.link != "CLOSED":
                 self._move_link(node, "restart")
@@ -409,7 +432,10 @@ class Orchestration(Placement):
         if item is None or item.state != "STAGING" or item.node is None or item.node.name != event.node:
             return
         self._move(item, "staged")
-        if item.node.link == "OPEN":
+        if self.draining and not item.lease:
+            self._out.append(act.Unstage(item.x, item.node.name))
+            self._back_to_queue(item, "recalled")
+        elif item.node.link == "OPEN":
             self._hand(item, item.node)
 
     def _stage_failed(self, event: ev.StageFailed) -> None:

@@ -1,13 +1,13 @@
 """What every part of a driver stands on: the core, the executions, the nodes, the tasks, and how failing is told.
 
-`links.py`, `errands.py` and `driver.py` build on it, in this order; the driver is the one to make.
+`links.py`, `errands.py`, `rounds.py` and `driver.py` build on it, in this order; the driver is the one to make.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from liborch.core import events as ev
 from liborch.core.machine import Orchestration
 from liborch.core.things import Policy
 from liborch.drive.execution import Execution
+from liborch.drive.results import Result
 from liborch.drive.targets import Target
 from liborch.drive.transfers import Snapshots
 from liborch.errors import (
     InvariantError,
     OrchestraError,
 )
-from liborch.journal import NewExecution, Writer
+from liborch.journal import Change, NewExecution, Writer
 from liborch.ssh import Pool
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Told what happens: (what, execution, fields). For people's messages; decides nothing.
 Listener = Callable[[str, str, dict[str, Any]], None]
+#: Called with those that are over, before that is on record; it may be called again with them by the next client.
+BeforeRecord = Callable[[list[tuple[Execution, Result]]], Awaitable[None]]
 
 
 class Ground:
@@ -45,6 +48,7 @@ class Ground:
         snapshots: Snapshots | None = None,
         listener: Listener | None = None,
         progress: Callable[[str, str], Progress | None] | None = None,
+        before_record: BeforeRecord | None = None,
     ) -> None:
         self.orchestration = orchestration
         self.core = Orchestration(policy, random.Random())
@@ -68,6 +72,9 @@ class Ground:
         self._progress = progress or (lambda _what, _x: None)
         self._inbox: list[ev.AnyEvent] = []
         self._new: list[NewExecution] = []
+        #: What was planned and is now submitted.
+        self._woken: list[Change] = []
+        self._before_record = before_record
         self._details: dict[str, dict[str, Any]] = {}
         self._grants: dict[str, asyncio.Future[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -11,6 +11,8 @@ from liborch.core import events as ev
 from liborch.profiles import procedures
 from liborch.specs import ExecutionSpec, Transfer
 
+_decode_spec = msgspec.json.Decoder(ExecutionSpec).decode
+
 
 def order_of(
     spec: ExecutionSpec, *, folder: str | None, variables: dict[str, str], lease: str = ""
@@ -58,8 +60,32 @@ def spec_to_json(spec: ExecutionSpec) -> str:
 
 
 def spec_from_json(text: str) -> ExecutionSpec:
-    """The spec again. Raises msgspec.ValidationError when it is not one."""
-    return msgspec.convert(json.loads(text), ExecutionSpec)
+    """The spec again. Raises msgspec.ValidationError, ValueError when it is not one."""
+    try:
+        return _decode_spec(text)
+    except msgspec.DecodeError:
+        # Bytes that are no UTF-8: only the standard library takes their surrogates. Or it is none: then this says so.
+        return msgspec.convert(json.loads(text), ExecutionSpec)
+
+
+def own_part(spec: ExecutionSpec, common: dict[str, Any]) -> str:
+    """What a spec says beside what all of its batch say: a JSON merge patch of `common` (as `msgspec.to_builtins` gives it).
+
+    Nothing in `common` may be missing in the spec, other than by being None there.
+    """
+    return json.dumps(_differences(msgspec.to_builtins(spec), common), separators=(",", ":"))
+
+
+def _differences(own: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    patch: dict[str, Any] = {}
+    for name, value in own.items():
+        shared = common.get(name)
+        if value == shared:
+            continue
+        patch[name] = (
+            _differences(value, shared) if isinstance(value, dict) and isinstance(shared, dict) else value
+        )
+    return patch
 
 
 def remote_folder(transfer: Transfer, directory: str) -> str:

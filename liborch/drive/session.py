@@ -32,6 +32,7 @@ async def driving(
     folders: Places,
     *,
     details: str = "{}",
+    common: str | None = None,
     policy: Policy | None = None,
     limits: Limits | None = None,
     accept_new: bool = False,
@@ -61,7 +62,7 @@ async def driving(
         if take_over:
             await writer.run(lambda journal: journal.take_over(orchestration))
         else:
-            await writer.run(lambda journal: journal.begin(orchestration, kind, title, details))  # type: ignore[arg-type]
+            await writer.run(lambda journal: journal.begin(orchestration, kind, title, details, common))  # type: ignore[arg-type]
         config = str(folders.ssh_config) if folders.ssh_config is not None else None
         pool = Pool(limits, config_file=config, accept_new=accept_new, debug=debug)
         driver = Driver(

@@ -331,7 +331,8 @@ class ShellLink:
             "runs": runs,
             "queued": int(queued),
             "holds": [],
-            "sync_error": None,
+            "sync_error": "",
+            "stuck": "",
         }
 
     def _lose(self, why: str) -> None:

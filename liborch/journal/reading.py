@@ -20,7 +20,8 @@ from liborch.journal.schema import PLACE_BITS
 from liborch.journal.storage import REBUILD, translate
 
 _EXECUTIONS = """SELECT e.id, o.id, e.place & 4294967295, e.state, e.reason, e.exit_code, e.signal, e.host, e.node,
-    e.attempt, e.label, e.submitted_at, e.started_at, e.ended_at, s.spec, e.record
+    e.attempt, e.label, e.submitted_at, e.started_at, e.ended_at,
+    CASE WHEN o.common IS NULL THEN s.spec ELSE json_patch(o.common, s.spec) END, e.record
     FROM executions AS e {index} JOIN orchestrations AS o ON o.number = e.place >> 32 JOIN specs AS s ON s.place = e.place"""
 _ORCHESTRATIONS = (
     "SELECT id, kind, title, details, client_host, client_pid, created_at, state FROM orchestrations"
@@ -51,11 +52,13 @@ class Reader:
         newest_first: bool = True,
         *,
         live: bool = False,
+        after: int = -1,
     ) -> list[ExecutionRow]:
         """Executions by orchestration and order of submission.
 
         Args:
             live: Only those that have not ended; quick in a journal of any size, which `states` alone is not.
+            after: Only those of the orchestration with a higher number.
         """
         where: list[str] = []
         values: list[str | int] = []
@@ -64,7 +67,7 @@ class Reader:
             if number is None:
                 return []
             where.append("e.place >= ? AND e.place < ?")
-            values += (number << PLACE_BITS, (number + 1) << PLACE_BITS)
+            values += ((number << PLACE_BITS) + after + 1, (number + 1) << PLACE_BITS)
         if states is not None:
             wanted = list(states)
             where.append(f"e.state IN ({','.join('?' * len(wanted))})")

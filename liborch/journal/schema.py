@@ -7,7 +7,9 @@ before any table is touched.
 the lower 32. So one orchestration is one range, in order, without an index.
 
 `events` is append-only and the truth; `executions` and `specs` follow from it and are written in the same
-transaction. Specs lie apart because an update rewrites its whole row, and a spec never changes.
+transaction. Specs lie apart because an update rewrites its whole row, and a spec never changes. What the executions of
+a batch have in common is told once, in `orchestrations.common`; their own specs are then JSON merge patches
+(RFC 7396) of it, and are read whole.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sqlite3
 #: "orch" in ASCII.
 APPLICATION_ID = 0x6F726368
 #: Raised with every change of the tables; each step gets an entry in MIGRATIONS.
-VERSION = 1
+VERSION = 2
 
 #: Bits of a place that number things inside one orchestration.
 PLACE_BITS = 32
@@ -32,7 +34,8 @@ TABLES = (
         client_host TEXT NOT NULL,
         client_pid INTEGER NOT NULL,
         created_at REAL NOT NULL,
-        state TEXT NOT NULL
+        state TEXT NOT NULL,
+        common TEXT
     )""",
     """CREATE TABLE events (
         place INTEGER PRIMARY KEY,
@@ -66,6 +69,8 @@ TABLES = (
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     # Version 0 had no index of live executions.
     0: ("CREATE INDEX live ON executions(place) WHERE ended_at IS NULL",),
+    # Version 1 had only whole specs.
+    1: ("ALTER TABLE orchestrations ADD COLUMN common TEXT",),
 }
 
 

@@ -108,11 +108,14 @@ class Journal(Reader):
 
     # -- writing
 
-    def begin(self, orchestration: str, kind: Kind, title: str, details: str = "{}") -> None:
+    def begin(
+        self, orchestration: str, kind: Kind, title: str, details: str = "{}", common: str | None = None
+    ) -> None:
         """Enter a new orchestration, driven by this process.
 
         Args:
             details: JSON text.
+            common: JSON text that the `spec` of every execution in it is a merge patch of; None: those are whole.
 
         Raises:
             InvariantError: That id exists.
@@ -126,12 +129,14 @@ class Journal(Reader):
             os.uname().nodename,
             os.getpid(),
             time.time(),
+            common,
         )
         self._write(
             "beginning an orchestration",
             lambda db: db.execute(
-                "INSERT INTO orchestrations (id, kind, title, details, client_host, client_pid, created_at, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 'driving')",
+                "INSERT INTO orchestrations"
+                " (id, kind, title, details, client_host, client_pid, created_at, common, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'driving')",
                 row,
             ),
         )

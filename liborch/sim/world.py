@@ -50,9 +50,10 @@ class Weather:
     nodes_lost: int = 2
     nodes_given_up: int = 1
     crashes: int = 6
+    drains: int = 2
 
 
-CALM = Weather(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0)
+CALM = Weather(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class World:
@@ -166,6 +167,7 @@ class World:
             (self._lose_node, self.weather.nodes_lost),
             (self._give_up, self.weather.nodes_given_up),
             (self._crash, self.weather.crashes),
+            (self._drain, self.weather.drains),
         ):
             for _ in range(times):
                 self.later(rng.uniform(0.0, at), what)
@@ -267,6 +269,11 @@ class World:
             )
             self.later(rng.uniform(0.0, 3.0), lambda request=request: self._submit(request))  # type: ignore[misc]
         self.later(rng.expovariate(0.2), lambda: self.client.post(ev.SlotAbandoned(x)))
+
+    def _drain(self) -> None:
+        """The first Ctrl-C; a while later another client goes on."""
+        self.client.post(ev.Draining())
+        self.later(self.rng.uniform(0.0, 20.0), lambda: self.client.post(ev.Restarted()))
 
     def on_refused(self, node: str) -> None:
         """Somebody mends it: a new client tries again."""

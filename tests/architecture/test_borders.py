@@ -205,6 +205,7 @@ MAY_TOUCH: dict[str, dict[str, str]] = {
     "liborch.places": {"environment": "the one place of the library that reads where the person's files are"},
     "liborch.command_line": {
         "terminal": "what the command lines share: parsing and printing errors is its work",
+        "environment": "whether --json was asked for is known before words are parsed, and when they cannot be",
     },
     "liborch.drive.local": {
         "await": "it is the asyncio side",

@@ -365,3 +365,18 @@ def test_an_edge_that_is_not_there_tells_the_whole_story() -> None:
     with pytest.raises(IllegalTransition, match="no edge from RUNNING on staged") as caught:
         story.machine._move(story.machine.items["a"], "staged")
     assert caught.value.story == ("2.000 s: place -> PLACED", "2.000 s: started -> RUNNING")
+
+
+def test_draining_asks_back_what_has_not_started_and_starts_nothing_until_another_client_goes_on() -> None:
+    story = Story()
+    story.node("n1", cpus=1)
+    story.tell(ev.Submitted("a"), ev.Submitted("b"), ev.Submitted("s", staged=True, nodes=("n1",)))
+    story.tell(ev.Started("a", 1))
+    assert story.tell(ev.Draining()) == [act.Recall("b", 1, "n1")]
+    assert story.tell(ev.Recalled("b", 1), ev.Submitted("c")) == []
+    assert not story.machine.is_drained
+    story.tell(ev.Staged("s", "n1"), ev.Ended("a", 1, "exit", 0))
+    assert story.machine.is_drained
+    assert {story.state(x) for x in "bcs"} == {"WAITING"}
+    story.tell(ev.Restarted())
+    assert story.opened("n1") == [act.Hand("b", 1, "n1"), act.Stage("s", "n1")]

@@ -105,6 +105,10 @@ class AnyEventAtAnyMoment(RuleBasedStateMachine):
         self.tell(ev.LinksWanted())
 
     @rule()
+    def nothing_new_is_to_start(self) -> None:
+        self.tell(ev.Draining())
+
+    @rule()
     def another_client_takes_over(self) -> None:
         self.tell(ev.Restarted())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -271,3 +272,18 @@ def test_without_wal_everything_works_and_is_said(path: Path) -> None:
     with Journal.open(path, network=False) as journal:
         assert journal.is_wal
         assert len(journal.executions()) == 2
+
+
+def test_what_a_batch_has_in_common_is_kept_once_and_each_spec_is_read_whole(path: Path) -> None:
+    common = '{"argv":["run"],"env":{"A":"1","B":"2"},"walltime_s":null}'
+    with Journal.open(path) as journal:
+        journal.begin("o1", "batch", "two", "{}", common)
+        own = ('{"argv":["run","\\udc80"],"env":{"B":"3","C":"4"}}', "{}")
+        new = [NewExecution(name(n), n, "", "local", text, "planned") for n, text in enumerate(own, start=1)]
+        journal.commit([Group("o1", 1.0, 0, b"", new)])
+        specs = [json.loads(row.spec) for row in journal.executions("o1", ["planned"], newest_first=False)]
+        assert specs == [
+            {"argv": ["run", "\udc80"], "env": {"A": "1", "B": "3", "C": "4"}, "walltime_s": None},
+            {"argv": ["run"], "env": {"A": "1", "B": "2"}, "walltime_s": None},
+        ]
+        assert [row.number for row in journal.executions("o1", after=1)] == [2]
