@@ -112,6 +112,7 @@ async def _examine(target: Target, folders: Places, tell: Examination, accept_ne
     _judge_agent(tell, hello, latency_s)
     _judge_clock(tell, skew_s)
     _judge_directory(tell, target.directory, probe)
+    _judge_record(tell, status)
     _judge_room(tell, status, limited=bool(hello.get("limits")))
 
 
@@ -283,6 +284,17 @@ def _judge_directory(tell: Examination, directory: str, probe: dict[str, Any]) -
         )
     else:
         tell.say("directory", "ok", text)
+
+
+def _judge_record(tell: Examination, status: dict[str, Any]) -> None:
+    """Say so where the node cannot put on record what it starts and how that ended."""
+    if status.get("stuck"):
+        tell.say(
+            "record", "failed", status["stuck"], "nothing is started there until it can be written again"
+        )
+    elif status.get("sync_error"):
+        todo = "look at that disk: a power cut could make the node forget what ran"
+        tell.say("record", "warning", str(status["sync_error"]), todo)
 
 
 def _judge_room(tell: Examination, status: dict[str, Any], *, limited: bool) -> None:

@@ -113,16 +113,8 @@ class Log:
             try:
                 os.posix_fallocate(self._fd, self._reserved, RESERVE_BYTES)
                 self._reserved += RESERVE_BYTES
-            except OSError as error:
-                # Full, or a file system that cannot: go on with what there is.
-                if error.errno not in (
-                    errno.ENOSPC,
-                    errno.EDQUOT,
-                    errno.EOPNOTSUPP,
-                    errno.EINVAL,
-                    errno.EFBIG,
-                ):
-                    raise
+            except OSError:
+                pass  # Full, broken, or a file system that cannot: go on with what there is. A write would tell.
 
     def append(self, text):
         """Write whole lines (bytes, each with its newline). Raises OSError when not even the reserve takes them."""
