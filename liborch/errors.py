@@ -5,7 +5,8 @@
     OrchestraError
     +-- YourTurn                    the person can mend it: a file, an option, a request
     |   +-- SpecError               a request that cannot be: resources, arguments, script
-    |   |   `-- TooLarge            asks for more than any node has
+    |   |   +-- TooLarge            asks for more than any node has
+    |   |   `-- TemplateError       a template of arguments or folders: file, line, column, how to write it
     |   +-- ProfileError            a host profile: file, line, key, what was expected
     |   +-- PatternError            an unknown $RUNAWAY_... name in a folder pattern
     |   +-- QuantityError           "1h30m", "4GiB": text that is no duration or size
@@ -72,6 +73,22 @@ class TooLarge(SpecError):
         self.asked = asked
         self.largest = largest
         super().__init__(f"asks for {asked}, more than any node has; the largest: {largest}")
+
+
+class TemplateError(SpecError):
+    """A template that means two things or none: where, what was expected, and how the text itself is written."""
+
+    def __init__(
+        self, where: str, line: int, column: int, problem: str, expected: str, *, literal: str = ""
+    ) -> None:
+        self.where = where
+        self.line = line
+        self.column = column
+        self.problem = problem
+        self.expected = expected
+        self.literal = literal
+        text = f"{where}, line {line}, column {column}: {problem}; expected {expected}"
+        super().__init__(f"{text}. As plain text, write {literal}" if literal else text)
 
 
 class ProfileError(YourTurn):

@@ -74,6 +74,8 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leave: Leave = "nothing"
     #: Bring results back.
     fetch: bool = True
+    #: More executions need the same snapshot: it stays on the host until the last of them is over (`Driver.sweep`).
+    shared: bool = False
 
 
 class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +112,8 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: str = ""
     #: What a person varies, by name; recorded with the result, seen by nobody else.
     parameters: dict[str, str] = {}
+    #: Where its outcome is written on this machine, a pattern (see `liborch.patterns`); "": nowhere.
+    outcome_folder: str = ""
     #: Names its content (code, command, parameters, resources): what was done already is known by it. "": nobody asks.
     identity: str = ""
 

@@ -21,13 +21,15 @@ from liborch.drive.outputs import OnOutput, Sink
 from liborch.drive.recording import NOTHING, decode
 from liborch.drive.rounds import Rounds
 from liborch.drive.targets import Target
+from liborch.drive.transfers import sweep
 from liborch.errors import (
     AgentError,
+    OrchestraError,
     SpecError,
     StorageError,
     WorldError,
 )
-from liborch.journal import Change, Group, NewExecution
+from liborch.journal import Change, ExecutionRow, Group, NewExecution
 from liborch.specs import ExecutionSpec
 
 #: The most that the specification of one execution may take, in bytes: far above what a program can be started with.
@@ -100,6 +102,14 @@ class Driver(Rounds):
         await self._writer.commit(Group(self.orchestration, time.time(), 0, NOTHING, planned))
         self._count = max(self._count, max(each.number for each in planned))
 
+    async def planned(self, after: int, limit: int) -> list[ExecutionRow]:
+        """The next executions that were planned and not submitted, in order of their numbers."""
+        return await self._writer.run(
+            lambda journal: journal.executions(
+                self.orchestration, ["planned"], limit, newest_first=False, live=True, after=after
+            )
+        )
+
     def submit_planned(self, x: str, spec: ExecutionSpec, host: str, *, batch: str = "") -> Execution:
         """Take in an execution that is in the journal already. Raises what `submit` raises for a driver that has ended."""
         self._refuse_if_over()
@@ -157,7 +167,9 @@ class Driver(Rounds):
             await self._idle.wait()
 
     async def turned(self) -> None:
-        """Return after the next round of events was recorded and acted upon."""
+        """Return after the next round of events was recorded and acted upon. Raises OrchestraError when none will be."""
+        if self.fatal is not None:
+            raise as_ours(self.fatal)
         if self._turned is None:
             self._turned = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._turned)
@@ -192,6 +204,15 @@ class Driver(Rounds):
             await ordered[1].ask("status")
             return execution.ordered == ordered
         return False
+
+    async def sweep(self) -> None:
+        """Remove from the nodes that are linked what was sent to them and is not needed any more. Best effort."""
+        for target in self.targets.values():
+            link = target.link
+            if link is not None and target.directory:
+                with contextlib.suppress(OrchestraError):
+                    async with self._conversations.hold(link) as stream:
+                        await sweep(stream, target.directory, target.name)
 
     def follow(self, x: str, on_output: OnOutput | None = None) -> None:
         """Have an execution's output collected while it is written, if it is not already; unknown ones are passed over."""

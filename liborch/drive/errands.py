@@ -67,16 +67,19 @@ class Errands(Links):
         except OrchestraError as error:
             self._stage_failed(x, target, error)
             return
-        lock = self._locks.setdefault((target.name, snapshot.id), asyncio.Lock())
+        there = (target.name, snapshot.id)
+        # The first one sends, and those who come meanwhile find it there.
+        first = self._locks.setdefault(there, asyncio.Lock())
         for attempt in range(1, TRANSFER_TRIES + 1):
             link = target.link
             if link is None:
                 return  # Asked again when it is back.
-            stream = None
             try:
                 folder = await self._resolve(execution, target, link)
-                async with lock:
-                    stream = link.open_stream("transfer")
+                async with (
+                    contextlib.nullcontext() if there in self._sent else first,
+                    self._conversations.hold(link) as stream,
+                ):
                     report = await stage(
                         stream,
                         transfer,
@@ -95,6 +98,7 @@ class Errands(Links):
                     return
                 await asyncio.sleep(0.2 * attempt)
             else:
+                self._sent.add(there)
                 self._tell(
                     "sent",
                     x,
@@ -105,9 +109,6 @@ class Errands(Links):
                 )
                 self.post(ev.Staged(x, target.name))
                 return
-            finally:
-                if stream is not None:
-                    await stream.close()
 
     def _stage_failed(self, x: str, target: Target, error: OrchestraError) -> None:
         self._errors[x] = error
@@ -126,12 +127,9 @@ class Errands(Links):
         link, transfer = target.link, execution.spec.transfer
         if folder is None or link is None or transfer is None:
             return
-        stream = link.open_stream("transfer")
-        try:
-            with contextlib.suppress(OrchestraError):
+        with contextlib.suppress(OrchestraError):
+            async with self._conversations.hold(link) as stream:
                 await tidy(stream, transfer, folder, target.directory, target.name)
-        finally:
-            await stream.close()
 
     async def _collect(self, x: str, target: Target) -> None:
         """Bring home what an ended execution left: its output, then its results; then tidy up."""
@@ -190,9 +188,8 @@ class Errands(Links):
         assert transfer is not None
         folder = await self._resolve(execution, target, link)
         if transfer.fetch and "output_folder" not in detail:
-            stream = link.open_stream("transfer")
-            try:
-                values = values_after(detail, folder, target.name)
+            values = values_after(detail, folder, target.name)
+            async with self._conversations.hold(link) as stream:
                 where, report = await collect(
                     stream,
                     transfer,
@@ -202,8 +199,6 @@ class Errands(Links):
                     values,
                     self._progress("fetching", execution.id),
                 )
-            finally:
-                await stream.close()
             detail["output_folder"] = str(where)
             detail["fetched_files"] = report.files
             detail["refused"] = report.refused
@@ -217,11 +212,8 @@ class Errands(Links):
             )
             await self._note(execution, detail)
         if transfer.leave != "everything":
-            stream = link.open_stream("transfer")
-            try:
+            async with self._conversations.hold(link) as stream:
                 await tidy(stream, transfer, folder, target.directory, target.name)
-            finally:
-                await stream.close()
             self._tell("tidied", execution.id, node=target.name)
 
     async def _note(self, execution: Execution, detail: dict[str, Any]) -> None:

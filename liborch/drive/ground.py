@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
 from liborch.core.things import Policy
+from liborch.drive.conversations import Conversations
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.drive.targets import Target
@@ -79,7 +80,10 @@ class Ground:
         self._grants: dict[str, asyncio.Future[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_execution: dict[str, asyncio.Task[None]] = {}
+        #: By (node, snapshot): who sends it first, and where it was sent.
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._sent: set[tuple[str, str]] = set()
+        self._conversations = Conversations(self._spawn)
         self._wake = asyncio.Event()
         self._linked = asyncio.Condition()
         self._idle = asyncio.Event()
@@ -130,6 +134,10 @@ class Ground:
             if not grant.done():
                 grant.set_exception(ours)
         self._idle.set()
+        if self._turned is not None:
+            self._turned.set_exception(ours)
+            self._turned.exception()  # Not everybody awaits.
+            self._turned = None
 
     def _tell(self, what: str, x: str, **fields: Any) -> None:
         if self._listener is not None:

@@ -78,7 +78,7 @@ async def stage(
         folder,
         directory=directory,
         progress=progress,
-        sole=transfer.leave == "nothing",
+        sole=transfer.leave == "nothing" and not transfer.shared,
         host=host,
     )
 
@@ -109,7 +109,18 @@ async def tidy(stream: Stream, transfer: Transfer, folder: str, directory: str, 
     """Leave on the host what is to stay there."""
     from liborch.transfer.send import clean
 
-    return await clean(stream, folder, directory=directory, leave=transfer.leave, host=host)
+    return await clean(
+        stream, folder, directory=directory, leave=transfer.leave, keep_store=transfer.shared, host=host
+    )
+
+
+async def sweep(stream: Stream, directory: str, host: str) -> None:
+    """Remove what was sent to a host and no folder there needs any more."""
+    from liborch.transfer.send import clean
+
+    # A folder that never was: nothing goes but what nobody needs.
+    nowhere = f"{directory}/.orchestra/nowhere"
+    await clean(stream, nowhere, directory=directory, leave="nothing", host=host)
 
 
 def output_folder(transfer: Transfer, values: dict[str, str]) -> Path:
