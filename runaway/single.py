@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import os
-import signal
 import socket
 import sys
 import uuid
@@ -21,13 +19,14 @@ from liborch.drive.execution import Execution
 from liborch.drive.session import details_of, driving
 from liborch.drive.targets import targets_of
 from liborch.drive.transfers import Snapshots
-from liborch.errors import HostUnreachable, SpecError
-from liborch.places import Places, places
+from liborch.errors import HostUnreachable
+from liborch.places import places
 from liborch.profiles.find import find_host, near_hosts
 from liborch.profiles.procedures import join_arguments
 from liborch.quantities import format_size
-from liborch.specs import ExecutionSpec, HostProfile, Resources, Transfer
+from liborch.specs import ExecutionSpec, HostProfile, Leave, Resources, Transfer
 from runaway.messages import Messages
+from runaway.preparing import REMOTE_FOLDER, BrokenOff, Sending, ignore_file, refuse_home
 from runaway.records import SCHEMA_VERSION
 from runaway.scripts import Script, find_script
 from runaway.secrets import hide_words
@@ -35,7 +34,6 @@ from runaway.seeing import Output, left_as_dict, narrate, see_through
 
 if TYPE_CHECKING:
     from liborch.transfer.listing import Listing
-    from liborch.transfer.snapshot import Snapshot
 
 #: Links that never opened are tried so often before the host counts as unreachable.
 FIRST_ATTEMPTS = 2
@@ -50,7 +48,7 @@ class ExecOptions:
     arguments: tuple[str, ...]
     send_ignore: str | None
     fetch_ignore: str | None
-    leave: str
+    leave: Leave
     remote_folder: str | None
     output_folder: str
     stay: bool
@@ -71,10 +69,6 @@ class ExecOptions:
     debug_ssh: bool
 
 
-class _BrokenOff(Exception):
-    """Ctrl-C while the folder was read."""
-
-
 async def run_exec(options: ExecOptions) -> int:
     """Do what `runaway exec` says; returns the exit status. Raises OrchestraError."""
     environment = dict(os.environ)
@@ -87,27 +81,41 @@ async def run_exec(options: ExecOptions) -> int:
     own = patterns.caller_variables(environment, env_read=not options.no_env_read)
     send_ignore = fetch_ignore = None
     if script.folder is not None:
-        _refuse_home(script.folder, environment)
+        refuse_home(script.folder, environment)
         messages.stage("reading ignore files")
-        send_ignore = _ignore_file(options.send_ignore, "--send-ignore", cwd)
-        fetch_ignore = _ignore_file(options.fetch_ignore, "--fetch-ignore", cwd)
+        send_ignore = ignore_file(options.send_ignore, "--send-ignore", cwd)
+        fetch_ignore = ignore_file(options.fetch_ignore, "--fetch-ignore", cwd)
     if options.dry_run:
         await _plan(options, profile, script, send_ignore)
         return 0
     x = str(uuid.uuid4())
+    sending: Sending | None = None
     transfer: Transfer | None = None
+    where = {
+        "remote_folder": options.remote_folder or REMOTE_FOLDER,
+        "output_folder": options.output_folder,
+    }
     if script.folder is not None:
-        sending = functools.partial(
-            _transfer, options, x, profile, script, own, environment, send_ignore, fetch_ignore
+        sending = Sending(
+            script.folder,
+            script,
+            profile.name,
+            own,
+            environment,
+            not options.no_env_read,
+            send_ignore,
+            fetch_ignore,
+            options.leave,
+            options.stay,
         )
         # What is wrong with the patterns is told before anything starts, and so before there is a snapshot.
-        transfer = sending("")
+        transfer = sending.transfer(x, options.arguments, "", **where)
     snapshots = Snapshots(folders.cache)
     label = " ".join([options.script, *hide_words(options.arguments)])[:200]
     output = Output(options.as_json or options.detach)
 
     def listener(what: str, _x: str, fields: dict[str, Any]) -> None:
-        narrate(messages, what, fields, sends=transfer is not None)
+        narrate(messages, what, fields, sends=sending is not None)
 
     try:
         async with driving(
@@ -126,9 +134,9 @@ async def run_exec(options: ExecOptions) -> int:
             for target in targets_of(profile):
                 driver.add(target)
             driver.connect()
-            if transfer is not None:
-                snapshot = await _pack(transfer, snapshots, messages, folders)
-                transfer = sending(snapshot.id)
+            if sending is not None:
+                snapshot = await sending.pack(snapshots, messages, folders)
+                transfer = sending.transfer(x, options.arguments, snapshot.id, **where)
             spec = _spec(options, profile, script, own, transfer, label)
             messages.stage("acquiring")
             execution = driver.submit(x, spec, profile.name, on_output=output.write)
@@ -144,39 +152,9 @@ async def run_exec(options: ExecOptions) -> int:
                 f"{options.remote} is no host that is known here; did you mean {' or '.join(near)}?"
             )
         raise
-    except _BrokenOff:
+    except BrokenOff:
         # A thread may still be reading a large folder: it is not waited for.
         os._exit(130)
-
-
-async def _pack(transfer: Transfer, snapshots: Snapshots, messages: Messages, folders: Places) -> Snapshot:
-    """Take the snapshot, in a thread. Raises _BrokenOff on Ctrl-C: there is no execution yet that could be cancelled."""
-    from liborch.transfer.snapshot import take_snapshot
-
-    messages.stage("packing")
-    folder = Path(transfer.local_folder)
-    given = Path(transfer.send_ignore) if transfer.send_ignore else None
-    taking = asyncio.ensure_future(
-        asyncio.to_thread(take_snapshot, folder, send_ignore=given, cache=folders.cache)
-    )
-    interrupted = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    before = signal.getsignal(signal.SIGINT)
-    loop.add_signal_handler(signal.SIGINT, interrupted.set)
-    asking = asyncio.ensure_future(interrupted.wait())
-    try:
-        await asyncio.wait([taking, asking], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        asking.cancel()
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, before)
-    if not taking.done():
-        raise _BrokenOff
-    snapshot = taking.result()
-    snapshots.put(transfer.local_folder, transfer.send_ignore, snapshot)
-    for left in snapshot.left_out:
-        messages.detail(f"not sent: {os.fsdecode(left.path)}: {left.reason}")
-    return snapshot
 
 
 def _spec(
@@ -222,68 +200,6 @@ def _terminal_size() -> tuple[int, int]:
         return 80, 24
 
 
-def _transfer(
-    options: ExecOptions,
-    x: str,
-    profile: HostProfile,
-    script: Script,
-    own: dict[str, str],
-    environment: dict[str, str],
-    send_ignore: Path | None,
-    fetch_ignore: Path | None,
-    snapshot: str,
-) -> Transfer:
-    assert script.folder is not None
-    env_read = not options.no_env_read
-    leave = "everything" if options.stay and options.leave == "nothing" else options.leave
-    known = {
-        **own,
-        "RUNAWAY_UUID": x,
-        "RUNAWAY_REMOTE": profile.name,
-        "RUNAWAY_LEAVE": leave,
-        "RUNAWAY_SCRIPT_PATH": script.path,
-        "RUNAWAY_LOCAL_FOLDER": str(script.folder),
-        "RUNAWAY_SEND_HASH": snapshot,
-        "RUNAWAY_ARGUMENTS": join_arguments(options.arguments),
-    }
-    remote_folder = options.remote_folder or "$RUNAWAY_PATH/$RUNAWAY_UUID"
-    # The host's own folder is not known yet: its name stays, and is filled in when it is.
-    where = patterns.parse_remote(remote_folder, environment, env_read=env_read).fill(
-        {**known, "RUNAWAY_PATH": "${RUNAWAY_PATH}"}
-    )
-    output = patterns.parse_output(options.output_folder, environment, env_read=env_read)
-    output.check({**known, "RUNAWAY_PATH": "/"})
-    return Transfer(
-        local_folder=str(script.folder),
-        remote_folder=where,
-        output_folder=os.path.join(str(Path.cwd()), options.output_folder)
-        if "$" not in options.output_folder
-        else options.output_folder,
-        variables=known,
-        send_ignore=str(send_ignore) if send_ignore else None,
-        fetch_ignore=str(fetch_ignore) if fetch_ignore else None,
-        snapshot=snapshot,
-        leave=leave,  # type: ignore[arg-type]
-        fetch=not options.stay,
-    )
-
-
-def _refuse_home(folder: Path, environment: dict[str, str]) -> None:
-    if folder in (Path("/"), Path(environment.get("HOME", "/"))) and not (folder / ".sendignore").exists():
-        raise SpecError(
-            f"this would send all of {folder}: go to the folder of the script, or write a .sendignore that says what stays"
-        )
-
-
-def _ignore_file(text: str | None, option: str, cwd: Path) -> Path | None:
-    if text is None:
-        return None
-    path = Path(os.path.abspath(cwd / text))
-    if not path.is_file():
-        raise SpecError(f"{option}: there is no file {text}")
-    return path
-
-
 async def _plan(options: ExecOptions, profile: HostProfile, script: Script, send_ignore: Path | None) -> None:
     """Say what would be sent and run."""
     from liborch.transfer.listing import list_folder
@@ -292,7 +208,7 @@ async def _plan(options: ExecOptions, profile: HostProfile, script: Script, send
     if script.folder is not None:
         listing = await asyncio.to_thread(list_folder, script.folder, send_ignore=send_ignore, explain=True)
     argv = [*script.argv, *options.arguments]
-    remote_folder = options.remote_folder or "$RUNAWAY_PATH/$RUNAWAY_UUID"
+    remote_folder = options.remote_folder or REMOTE_FOLDER
     if options.as_json:
         plan: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
