@@ -162,7 +162,7 @@ async def open_host(
         "api",
         title or f"host {profile.name}",
         folders,
-        details=details_of(profile, folders),
+        details=details_of([profile], folders),
         policy=policy,
         limits=limits,
         accept_new=accept_new,

@@ -87,8 +87,8 @@ async def _fetch(
     from liborch.drive.adopt import read_left, target_of
     from liborch.drive.peek import fetch_again, linked
 
-    left = read_left(records.folders, row.orchestration)
-    target = target_of(left.profile, row.node)
+    left = read_left(records.folders, row.orchestration, events=False)
+    target = target_of(left, row.node)
     async with linked(target, left.places(records.folders)) as link:
         messages.stage(f"fetching from {target.name}")
         where, report = await fetch_again(
@@ -211,8 +211,8 @@ async def _clean_hosts(records: Records, plan: Plan, messages: Messages) -> tupl
     removed = 0
     status = 0
     for (_host, node), rows in plan.folders.items():
-        left = read_left(records.folders, rows[0].orchestration)
-        target = target_of(left.profile, node)
+        left = read_left(records.folders, rows[0].orchestration, events=False)
+        target = target_of(left, node)
         try:
             async with linked(target, left.places(records.folders)) as link:
                 for row in rows:

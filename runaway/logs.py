@@ -78,8 +78,8 @@ def _from_node(
     from liborch.drive.adopt import read_left, target_of
     from liborch.drive.peek import linked, read_output
 
-    left = read_left(records.folders, row.orchestration)
-    target = target_of(left.profile, row.node)
+    left = read_left(records.folders, row.orchestration, events=False)
+    target = target_of(left, row.node)
 
     async def read() -> None:
         async with linked(target, left.places(records.folders)) as link:

@@ -50,7 +50,8 @@ class Records:
         """The `directory` of its host as it was at submission, with the host's variables in it as they were written."""
         held = self.journal.orchestration(row.orchestration)
         details: dict[str, Any] = json.loads(held.details) if held is not None else {}
-        return str(details.get("profile", {}).get("directory", OURS))
+        profiles = details.get("profiles") or [{}]
+        return str(profiles[0].get("directory", OURS))
 
     def output_folder(self, x: str) -> Path:
         """Where output is collected on this machine while it is written, or when it is large."""

@@ -123,7 +123,7 @@ async def run_exec(options: ExecOptions) -> int:
             "exec",
             label,
             folders,
-            details=details_of(profile, folders, no_ecode=options.no_ecode),
+            details=details_of([profile], folders, no_ecode=options.no_ecode),
             policy=Policy(first_attempts=FIRST_ATTEMPTS, backoff_base_s=0.5),
             accept_new=options.accept_new,
             debug=messages.error if options.debug_ssh else None,

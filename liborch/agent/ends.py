@@ -23,6 +23,8 @@ ended_fields = starts.ended_fields
 UNKILLABLE_S = 60.0
 #: How often memory without a cgroup, and what resists KILL, are looked at.
 WATCH_S = 0.25
+#: How often processes are looked for, at most, to stop them all: some fork for as long as they are let.
+PAUSE_LOOKS = 100
 #: Grace given to processes that outlive the main one, before KILL.
 SURVIVOR_GRACE_S = 1.0
 
@@ -90,7 +92,7 @@ class Ends:
         left = False
         if self._strays.are_there(len(self.by_pid)):
             run.group_gone = not processes.group_lives(run.pid)
-            left = self._strays.look(run, self._runs, self.by_pid) or not run.group_gone
+            left = self._look(run) or not run.group_gone
             # Whatever it is, it may have the slot's files open.
             run.capture.is_shared = left
         else:
@@ -159,6 +161,12 @@ class Ends:
                     known[pid] = fields[4]
         return processes.members((run.mark,), mains, known)
 
+    def _look(self, run, number=0):
+        """See what of a run was left to us, and signal that at once. Returns whether there is anything."""
+        return self._strays.are_there(len(self.by_pid)) and self._strays.look(
+            run, self._runs, self.by_pid, number
+        )
+
     def _signal_all(self, run, number):
         rest = self._rest(run)
         for pid, start in rest.items():
@@ -174,8 +182,7 @@ class Ends:
         if run.ended_by is not None and run.ended_by[0] != "survivors":
             return
         run.ended_by = (reason, why)
-        if self._strays.are_there(len(self.by_pid)):
-            self._strays.look(run, self._runs, self.by_pid)
+        self._look(run, signal.SIGTERM)
         self._signal_all(run, signal.SIGTERM)
         self._signal_all(run, signal.SIGCONT)
         run.paused_at = None
@@ -191,7 +198,7 @@ class Ends:
         """Finish as soon as nothing is left, without waiting for the grace to end."""
         if run.key not in self._runs or run.killed_at is not None:
             return
-        if not self._rest(run):
+        if not self._look(run) and not self._rest(run):
             self._finish(run)
             return
         self._timers.at(wait_s, lambda: self._look_for_rest(run, min(WATCH_S, wait_s * 2)))
@@ -203,10 +210,9 @@ class Ends:
         now = time.monotonic()
         if run.killed_at is None:
             run.killed_at = now
-        if self._strays.are_there(len(self.by_pid)):
-            self._strays.look(run, self._runs, self.by_pid)
+        left = self._look(run, signal.SIGKILL)
         rest = self._signal_all(run, signal.SIGKILL)
-        if run.main_gone and not rest:
+        if run.main_gone and not rest and not left:
             self._finish(run)
             return
         if now - run.killed_at > UNKILLABLE_S:
@@ -302,8 +308,9 @@ class Ends:
         if run.main_gone or run.ended_by is not None or run.paused_at is not None:
             return False
         stopped = {}
-        while True:
+        for _ in range(PAUSE_LOOKS):
             # Again until no new one appears: a process may fork between our look and our signal.
+            self._look(run, signal.SIGSTOP)
             rest = {pid: start for pid, start in self._rest(run).items() if stopped.get(pid) != start}
             if not rest:
                 break

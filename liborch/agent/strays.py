@@ -4,6 +4,9 @@ This process is a subreaper: whatever outlives its parent below us becomes our c
 of its own, without the mark in its environment, still shows up here. It is told by its mark, else by a capture file of
 the execution that it holds open. One that shows neither is a suspect: it is ended with the last execution that ran
 when it was first seen, unless one of those was to leave its survivors running.
+
+A process may be replaced by its own child, again and again, faster than any list of processes is read. Whichever it is just
+now, it is a child of ours; so the list of these is read until nobody new is in it, and who is found is signalled at once.
 """
 
 import os
@@ -13,6 +16,10 @@ try:
     from . import processes
 except ImportError:
     import processes
+
+
+#: How often the list of our children is read, at most, while new ones keep appearing there.
+_LOOKS = 200
 
 
 class Strays:
@@ -49,37 +56,46 @@ class Strays:
         self._suspects.pop(pid, None)
         self._kept.pop(pid, None)
 
-    def look(self, run, runs, mains):
-        """Find what of `run` was given to us; add it to `run.adopted`. `mains`: pids of what we started ourselves.
+    def look(self, run, runs, mains, number=0):
+        """Find what of `run` was given to us; add it to `run.adopted`, and send it the signal `number` at once.
 
-        Returns whether there is anything, or anything that may be.
+        `mains`: pids of what we started ourselves. Returns whether there is anything, or anything that may be.
         """
         if not self._sees:
             found = processes.members((run.mark,))
             run.adopted.update(found)
             return bool(found)
-        mine = doubt = False
+        found = False
         paths = run.capture.paths() if run.capture is not None else ()
-        for word in self._list():
-            pid = int(word)
-            if pid in mains:
-                continue
-            fields = processes.stat_fields(pid)
-            if fields is None or fields[0] in "ZX" or self._kept.get(pid) == fields[4]:
-                continue
-            key = self._key_of(pid)
-            if key == run.key or (key not in runs and processes.writes_to(pid, paths)):
-                run.adopted[pid] = fields[4]
-                self._suspects.pop(pid, None)
-                mine = True
-            elif key in runs:
-                continue
-            elif key:
-                self._kept[pid] = fields[4]  # of one that ended and was to leave it
-            elif pid not in self._suspects:
-                self._suspects[pid] = (fields[4], set(runs))
-                doubt = True
-        return mine or doubt
+        seen = set()
+        for _ in range(_LOOKS):
+            new = [pid for pid in map(int, self._list()) if pid not in seen and pid not in mains]
+            if not new:
+                break
+            seen.update(new)
+            for pid in new:
+                found = self._look_at(pid, run, runs, paths, number) or found
+        return found
+
+    def _look_at(self, pid, run, runs, paths, number):
+        fields = processes.stat_fields(pid)
+        if fields is None or fields[0] in "ZX" or self._kept.get(pid) == fields[4]:
+            return False
+        key = self._key_of(pid)
+        if key == run.key or (key not in runs and processes.writes_to(pid, paths)):
+            run.adopted[pid] = fields[4]
+            self._suspects.pop(pid, None)
+            if number:
+                processes.send(pid, fields[4], number)
+            return True
+        if key in runs:
+            return False
+        if key:
+            self._kept[pid] = fields[4]  # of one that ended and was to leave it
+        elif pid not in self._suspects:
+            self._suspects[pid] = (fields[4], set(runs))
+            return True
+        return False
 
     def _key_of(self, pid):
         mark = processes.mark_of(pid)

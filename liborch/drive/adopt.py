@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from liborch.core import events as ev
+from liborch.core.tables import EXECUTION_TRANSITIONS, FINAL
 from liborch.core.things import Policy
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
@@ -29,6 +30,8 @@ from liborch.places import Places
 from liborch.profiles.find import find_host
 from liborch.specs import HostProfile
 
+#: The journal's words for what the core knows and is not over.
+_SUBMITTED = [state.lower() for state in EXECUTION_TRANSITIONS if state not in FINAL]
 #: What runs somewhere is worth any number of tries to get there.
 POLICY = Policy(first_attempts=1_000_000)
 
@@ -36,14 +39,24 @@ POLICY = Policy(first_attempts=1_000_000)
 class Left(msgspec.Struct, frozen=True):
     """What a client left behind."""
 
-    profile: HostProfile
+    kind: str
+    title: str
+    profiles: Sequence[HostProfile]
     ssh_config: str | None
     details: dict[str, Any]
+    #: Payloads of its events, in order; empty when they were not asked for.
     groups: Sequence[bytes]
-    #: Those that are not final, in order of submission.
+    #: Those that were submitted and are not final, in order of submission.
     rows: Sequence[ExecutionRow]
+    #: Number of the first that is planned and not submitted; None: there is none.
+    planned_from: int | None
     #: Highest number of an execution so far.
     count: int
+
+    @property
+    def targets(self) -> list[Target]:
+        """The nodes of its hosts."""
+        return [target for profile in self.profiles for target in targets_of(profile)]
 
     def places(self, folders: Places) -> Places:
         """The person's files, with the ssh configuration that was in use at submission."""
@@ -71,14 +84,14 @@ async def adopting(
         Conflict: Another client drives it.
         UnknownName, JournalError, StorageError: It is not in the journal, or not as it should be.
     """
-    known = await asyncio.to_thread(read_left, folders, orchestration)
+    known = await asyncio.to_thread(read_left, folders, orchestration, events=False)
     options = {"take_over": True, "policy": POLICY, **options}
     async with driving(orchestration, "", "", known.places(folders), **options) as driver:
         driver.detached = True
         # Once more: only now nobody else writes there.
         left = await asyncio.to_thread(read_left, folders, orchestration)
         executions = [_execution(driver, row, folders, on_output) for row in left.rows]
-        targets = targets_of(left.profile)
+        targets = left.targets
         driver.targets.update({target.name: target for target in targets})
         details = {row.id: json.loads(row.record) for row in left.rows if row.record}
         await driver.replay(left.groups, executions, details, left.count)
@@ -91,36 +104,44 @@ async def adopting(
         yield driver
 
 
-def read_left(folders: Places, orchestration: str) -> Left:
-    """Read what an orchestration's client left in the journal. Raises UnknownName, JournalError."""
+def read_left(folders: Places, orchestration: str, *, events: bool = True) -> Left:
+    """Read what an orchestration's client left in the journal. Raises UnknownName, JournalError.
+
+    Args:
+        events: Also what rebuilds the core: of a large batch, seconds of reading.
+    """
     with Journal.open(folders.journal, readonly=True) as journal:
         row = journal.orchestration(orchestration)
         if row is None:
             raise UnknownName("orchestration", orchestration)
-        rows = journal.executions(orchestration, live=True, newest_first=False)
+        rows = journal.executions(orchestration, _SUBMITTED, live=True, newest_first=False)
+        planned = journal.executions(orchestration, ["planned"], 1, live=True, newest_first=False)
         newest = journal.executions(orchestration, limit=1)
         details = _details(folders, row.details)
         return Left(
-            profile=profile_of(folders, details, rows[0].host if rows else ""),
+            kind=row.kind,
+            title=row.title,
+            profiles=_profiles(folders, details, rows[0].host if rows else ""),
             ssh_config=details.get("ssh_config"),
             details=details,
-            groups=[payload for _number, _at, payload in journal.groups(orchestration)],
+            groups=[payload for _number, _at, payload in journal.groups(orchestration)] if events else [],
             rows=rows,
+            planned_from=planned[0].number if planned else None,
             count=newest[0].number if newest else 0,
         )
 
 
-def profile_of(folders: Places, details: dict[str, Any], host: str) -> HostProfile:
-    """The profile as it was at submission. Raises UnknownName, ProfileError when it was not noted and is not there now."""
-    noted = details.get("profile")
-    if noted is not None:
-        return msgspec.convert(noted, HostProfile)
-    return find_host(host, folders.profiles, folders.ssh_config)
+def _profiles(folders: Places, details: dict[str, Any], host: str) -> list[HostProfile]:
+    """Those at submission. Raises UnknownName, ProfileError when they were not noted and are not there now."""
+    noted = details.get("profiles")
+    if noted:
+        return msgspec.convert(noted, list[HostProfile])
+    return [find_host(host, folders.profiles, folders.ssh_config)]
 
 
-def target_of(profile: HostProfile, node: str | None) -> Target:
-    """The node of a host that an execution was on; the first one when that is not known."""
-    targets = targets_of(profile)
+def target_of(left: Left, node: str | None) -> Target:
+    """The node that an execution was on; the first one when that is not known."""
+    targets = left.targets
     return next((target for target in targets if target.name == node), targets[0])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -106,7 +106,7 @@ async def _let_go(pool: Pool | None, writer: Writer | None) -> None:
         await writer.close()
 
 
-def details_of(profile: HostProfile, folders: Places, **more: Any) -> str:
+def details_of(profiles: Sequence[HostProfile], folders: Places, **more: Any) -> str:
     """What whoever takes over has to know about an orchestration: JSON for the journal."""
     config = str(folders.ssh_config) if folders.ssh_config is not None else None
-    return json.dumps({"profile": msgspec.to_builtins(profile), "ssh_config": config, **more})
+    return json.dumps({"profiles": msgspec.to_builtins(profiles), "ssh_config": config, **more})

@@ -7,14 +7,18 @@ arguments, `'#...'` for one whose first argument begins so.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO, overload
 
 from liborch.errors import SpecError
+from runaway.batches.templates import Template, parse
 
 #: The name that stands for standard input.
 STDIN = "-"
+#: Strings of a file that can be counted.
+MOST = 2**63 - 1
 
 
 def read_text(name: str, option: str, stdin: BinaryIO | None) -> str:
@@ -84,3 +88,50 @@ class Lines(Sequence[str]):
     def number(self, index: int) -> int:
         """The number, from 1, that an editor shows beside a line."""
         return self._text.count("\n", 0, self._starts[index]) + 1
+
+
+class TemplateLines:
+    """Lines that are templates, one behind the other; one is parsed when something of it is asked for.
+
+    Raises:
+        TemplateError: A line that is no template; all are looked at.
+    """
+
+    def __init__(self, lines: Lines, names: Collection[str] = ()) -> None:
+        self._lines = lines
+        self._known = names
+        #: For each line, the index behind its last string.
+        self._ends = array("Q")
+        #: {parameter that is named: where first}.
+        self.names: dict[str, str] = {}
+        #: How many strings.
+        self.count = 0
+        for index in range(len(lines)):
+            template = self._parse(index)
+            self.count += template.count
+            if self.count > MOST:
+                raise SpecError(f"{lines.where}, line {lines.number(index)}: more than {MOST} altogether")
+            self._ends.append(self.count)
+            for name in template.names - self.names.keys():
+                self.names[name] = f"{lines.where}, line {lines.number(index)}"
+        self._last = (-1, parse(""))
+
+    def template(self, index: int) -> tuple[Template, int]:
+        """Return the template of the string at `index`, and which of its strings that is."""
+        line = bisect_right(self._ends, index)
+        if self._last[0] != line:
+            self._last = (line, self._parse(line))
+        return self._last[1], index - (self._ends[line - 1] if line else 0)
+
+    def at(self, index: int) -> str:
+        """Return one string, `index` from 0 below `count`."""
+        template, here = self.template(index)
+        return template.at(here)
+
+    def _parse(self, index: int) -> Template:
+        where = self._lines.where
+        try:
+            return parse(self._lines[index], self._known, where=where)
+        except SpecError:
+            # The number of a line is counted for messages only.
+            return parse(self._lines[index], self._known, where=where, line=self._lines.number(index))

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -32,15 +31,13 @@ from typing import BinaryIO, Protocol
 
 from liborch.errors import SpecError
 from runaway.batches.grids import Grid, check_names, parse_grid, variable_of
-from runaway.batches.lines import STDIN, Lines, read_text
+from runaway.batches.lines import STDIN, Lines, TemplateLines, read_text
 from runaway.batches.rows import CsvRows, JsonRows, Rows
 from runaway.batches.templates import MARK, Template, parse, quote
 from runaway.batches.words import split_words
 
 #: A shuffled plan keeps eight bytes for each execution.
 MOST_SHUFFLED = 10**8
-#: What a count of lines' strings is kept in.
-MOST = 2**63 - 1
 
 _PLACEHOLDER = re.compile(f"{MARK}([^{MARK}]*){MARK}")
 
@@ -71,11 +68,9 @@ class _Arguments(Protocol):
 
     #: Parameters that they name, as {name: where}.
     names: dict[str, str]
+    count: int
 
-    @property
-    def count(self) -> int: ...
-
-    def at(self, index: int) -> list[str]: ...
+    def words(self, index: int) -> list[str]: ...
 
     def named_at(self, index: int) -> frozenset[str]:
         """Return the parameters named by the template that `index` is of."""
@@ -95,7 +90,7 @@ class _Words:
         self._named = frozenset[str]().union(*(part.names for part in templates))
         self.names = dict.fromkeys(self._named, "template")
 
-    def at(self, index: int) -> list[str]:
+    def words(self, index: int) -> list[str]:
         lists: list[list[str]] = []
         for part in reversed(self._parts):
             if isinstance(part, str):
@@ -127,46 +122,14 @@ def _part(word: str, number: int, names: Sequence[str], *, alone: bool) -> str |
     return template.at(0)
 
 
-class _Lines:
-    """The lines of an arguments file; one is parsed when something of it is asked for."""
+class _Lines(TemplateLines):
+    """The lines of an arguments file."""
 
-    def __init__(self, lines: Lines, names: Sequence[str]) -> None:
-        self._lines = lines
-        self._known = names
-        self._ends = array("Q")
-        self.names: dict[str, str] = {}
-        total = 0
-        for index in range(len(lines)):
-            template = self._parse(index)
-            total += template.count
-            if total > MOST:
-                raise SpecError(f"{lines.where}, line {lines.number(index)}: more than {MOST} executions")
-            self._ends.append(total)
-            for name in template.names:
-                self.names.setdefault(name, f"{lines.where}, line {lines.number(index)}")
-        self.count = total
-        self._last = (-1, parse(""))
-
-    def _parse(self, index: int) -> Template:
-        try:
-            return parse(self._lines[index], self._known, where=self._lines.where)
-        except SpecError:
-            # Counting lines takes time: only for messages.
-            where, line = self._lines.where, self._lines.number(index)
-            return parse(self._lines[index], self._known, where=where, line=line)
-
-    def _template(self, index: int) -> tuple[Template, int]:
-        line = bisect_right(self._ends, index)
-        if self._last[0] != line:
-            self._last = (line, self._parse(line))
-        return self._last[1], index - (self._ends[line - 1] if line else 0)
-
-    def at(self, index: int) -> list[str]:
-        template, here = self._template(index)
-        return split_words(template.at(here))
+    def words(self, index: int) -> list[str]:
+        return split_words(self.at(index))
 
     def named_at(self, index: int) -> frozenset[str]:
-        return self._template(index)[0].names
+        return self.template(index)[0].names
 
 
 class Plan:
@@ -224,7 +187,7 @@ class Plan:
             values[grid.name] = grid.at(at)
         parameters = self._rows.at(which) if self._rows else {}
         parameters.update(reversed(values.items()))
-        words = self._arguments.at(here)
+        words = self._arguments.words(here)
         if parameters:
             words = _fill(words, parameters, self._arguments.named_at(here))
         return Planned(index, tuple(words), parameters, repetition)
