@@ -9,8 +9,8 @@ Where arguments come from:
 * `--arguments-file/-A FILE`: each line is such a single template. What is no line is said in `lines`.
 
 Where parameters come from: `--grid` (see `grids`), `--csv` or `--jsonl` (see `rows`). Where an argument has `{name}`, the value
-goes there, whatever is in it, and never makes two words. Every parameter that the template does not name is added at the end,
-as `--name=value`, in the order in which they were given. All are in the environment too: `RUNAWAY_PARAM_NAME`.
+goes there, whatever is in it, and never makes two words. Every parameter that the arguments of an execution do not name is added
+to them, as `--name=value`, in the order in which they were given. All are in the environment too: `RUNAWAY_PARAM_NAME`.
 
 What is given together is multiplied: rows vary slowest, then the grids from first to last, then lines and templates. Each
 execution is repeated `--repeats` times in a row (a, a, b, b), and RUNAWAY_REPETITION counts them from 0. `--shuffle`
@@ -72,10 +72,6 @@ class _Arguments(Protocol):
 
     def words(self, index: int) -> list[str]: ...
 
-    def named_at(self, index: int) -> frozenset[str]:
-        """Return the parameters named by the template that `index` is of."""
-        ...
-
 
 class _Words:
     """The words behind `--`: constants and templates, multiplied."""
@@ -87,8 +83,7 @@ class _Words:
         ]
         templates = [part for part in self._parts if isinstance(part, Template)]
         self.count = prod(part.count for part in templates)
-        self._named = frozenset[str]().union(*(part.names for part in templates))
-        self.names = dict.fromkeys(self._named, "template")
+        self.names = {name: "template" for part in templates for name in part.names}
 
     def words(self, index: int) -> list[str]:
         lists: list[list[str]] = []
@@ -100,9 +95,6 @@ class _Words:
                 text = part.at(here)
                 lists.append(split_words(text) if self._is_alone or part.has_alternatives else [text])
         return [word for words in reversed(lists) for word in words]
-
-    def named_at(self, index: int) -> frozenset[str]:
-        return self._named
 
 
 def _part(word: str, number: int, names: Sequence[str], *, alone: bool) -> str | Template:
@@ -127,9 +119,6 @@ class _Lines(TemplateLines):
 
     def words(self, index: int) -> list[str]:
         return split_words(self.at(index))
-
-    def named_at(self, index: int) -> frozenset[str]:
-        return self.template(index)[0].names
 
 
 class Plan:
@@ -158,7 +147,7 @@ class Plan:
         self.distinct = (rows.count if rows else 1) * prod(grid.count for grid in grids) * arguments.count
         #: How many executions; known without making any.
         self.count = self.distinct * repeats
-        self._is_shuffled = shuffle
+        self.is_shuffled = shuffle
         self._seed = seed
         if shuffle and self.count > MOST_SHUFFLED:
             raise SpecError(f"--shuffle: {self.count} executions; expected at most {MOST_SHUFFLED}")
@@ -169,11 +158,15 @@ class Plan:
 
     def __iter__(self) -> Iterator[Planned]:
         """Yield every execution; each time from the first, in the same order."""
-        order: Sequence[int] | None = None
-        if self._is_shuffled:
-            order = array("Q", range(self.count))
-            Random(self._seed).shuffle(order)
-        return map(self.at, range(self.count) if order is None else order)
+        if not self.is_shuffled:
+            return self.unshuffled()
+        order = array("Q", range(self.count))
+        Random(self._seed).shuffle(order)
+        return map(self.at, order)
+
+    def unshuffled(self) -> Iterator[Planned]:
+        """Yield every execution in the order of what it was made from."""
+        return map(self.at, range(self.count))
 
     def at(self, index: int) -> Planned:
         """Return the execution at a place before shuffling, from 0 below `count`."""
@@ -189,18 +182,20 @@ class Plan:
         parameters.update(reversed(values.items()))
         words = self._arguments.words(here)
         if parameters:
-            words = _fill(words, parameters, self._arguments.named_at(here))
+            words = _fill(words, parameters)
         return Planned(index, tuple(words), parameters, repetition)
 
 
-def _fill(words: list[str], parameters: dict[str, str], named: frozenset[str]) -> list[str]:
+def _fill(words: list[str], parameters: dict[str, str]) -> list[str]:
     """Put values where their names are; add the others at the end."""
-    if named:
-        words = [
-            _PLACEHOLDER.sub(lambda found: parameters[found.group(1)], word) if MARK in word else word
-            for word in words
-        ]
-    return words + [f"--{name}={value}" for name, value in parameters.items() if name not in named]
+    left = dict(parameters)
+
+    def value(found: re.Match[str]) -> str:
+        left.pop(found.group(1), None)
+        return parameters[found.group(1)]
+
+    words = [_PLACEHOLDER.sub(value, word) if MARK in word else word for word in words]
+    return words + [f"--{name}={text}" for name, text in left.items()]
 
 
 def make_plan(
