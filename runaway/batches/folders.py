@@ -35,6 +35,7 @@ DEFAULT_OUTPUT = "batch/$RUNAWAY_UUID"
 DEFAULT_REMOTE = "$RUNAWAY_PATH/$RUNAWAY_UUID"
 
 _UUID = "RUNAWAY_UUID"
+_STAND_INS = dict.fromkeys(BEFORE, "x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,45 +128,42 @@ class Folders:
             PatternError: An unknown name, or a value that leads out of the folder.
             SpecError: Two executions have the same output folder.
         """
-        self._check_each(self._remotes, is_remote=True)
-        if not self._check_each(self._outputs, is_remote=False):
-            return
+        first = self._plan.at(0)
+        for planned in (
+            [first] if self._is_alike(self._remotes, self.remote(first)) else self._plan.unshuffled()
+        ):
+            self.remote(planned).check(self._stand_ins(planned))
+        pattern = self.output(first)
+        is_alike = self._is_alike(self._outputs, pattern)
         seen: dict[str, int] = {}
-        for planned in self._plan:
+        for planned in [first] if is_alike and _UUID in pattern.names else self._plan.unshuffled():
             pattern = self.output(planned)
+            values = self._stand_ins(planned)
+            if pattern.needs_outcome or _UUID in pattern.names:
+                pattern.check(values)
             if _UUID in pattern.names:
                 continue
-            folder = os.path.normpath(pattern.fill(self._stand_ins(planned)))
+            folder = os.path.normpath(pattern.fill(values))
             other = seen.setdefault(folder, planned.index)
             if other != planned.index:
-                first, second = sorted((other, planned.index))
-                shown = os.path.normpath(pattern.text) if pattern.needs_outcome else folder
-                raise SpecError(
-                    f"{self._outputs.option}: execution {first + 1} ({_shown(self._plan.at(first))}) and execution {second + 1} "
-                    f"({_shown(self._plan.at(second))}) {'may' if pattern.needs_outcome else 'would'} both have the output "
-                    f"folder {shown}; add $RUNAWAY_UUID, or what tells them apart, to it"
-                )
+                raise self._clash(self._plan.at(other), planned, folder)
 
-    def _check_each(self, texts: _Texts, *, is_remote: bool) -> bool:
-        """Judge the values that go into patterns; return whether two of them could be the same folder."""
-        get = self.remote if is_remote else self.output
-        first = self._plan.at(0)
-        if not texts.share:
-            pattern = get(first)
-            pattern.check(self._stand_ins(first))
-            varying = {*self._own, "RUNAWAY_ARGUMENTS"}
-            if varying.isdisjoint(pattern.names):
-                return _UUID not in pattern.names
-        clashing = False
-        for planned in self._plan:
-            pattern = get(planned)
-            pattern.check(self._stand_ins(planned))
-            clashing = clashing or _UUID not in pattern.names
-        return clashing
+    def _is_alike(self, texts: _Texts, pattern: Pattern) -> bool:
+        """Whether a pattern is the same for all, and so are the values in it but for the id."""
+        return not texts.share and {*self._own, "RUNAWAY_ARGUMENTS"}.isdisjoint(pattern.names)
+
+    def _clash(self, one: Planned, two: Planned, folder: str) -> SpecError:
+        pattern = self.output(two)
+        shown = os.path.normpath(pattern.text) if pattern.needs_outcome else folder
+        return SpecError(
+            f"{self._outputs.option}: execution {one.index + 1} ({_shown(one)}) and execution {two.index + 1} ({_shown(two)}) "
+            f"{'may' if pattern.needs_outcome else 'would'} both have the output folder {shown}; "
+            "add $RUNAWAY_UUID, or what tells them apart, to it"
+        )
 
     def _stand_ins(self, planned: Planned) -> dict[str, str]:
         """Values as far as they are known; the others are words that cannot lead anywhere."""
-        return {**dict.fromkeys(BEFORE, "x"), **self.values(planned)}
+        return {**_STAND_INS, **self.values(planned)}
 
     def _parse(self, text: str, is_remote: bool) -> Pattern:
         read = parse_remote if is_remote else parse_output

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from liborch.errors import SpecError
 from runaway.batches.words import match_brackets
@@ -156,6 +157,7 @@ def check_names(names: Sequence[str], where: str) -> None:
         seen[variable] = name
 
 
+@lru_cache
 def variable_of(name: str) -> str:
     """`learning-rate` -> `RUNAWAY_PARAM_LEARNING_RATE`: the variable that an execution finds a parameter in."""
     return "RUNAWAY_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII).upper()
