@@ -152,12 +152,17 @@ class Captures:
             except OSError:
                 continue
 
-    def disk_is_full(self):
+    def trouble(self, fd):
+        """Why what was written to a capture file (a descriptor) may be cut, for people; "" when the disk is well."""
         try:
             info = os.statvfs(self.folder)
-        except OSError:
-            return False
-        return info.f_bavail == 0 or (info.f_files > 0 and info.f_favail == 0)
+            # A disk that gave up takes not even nothing.
+            os.write(fd, b"")
+        except OSError as error:
+            return "output may be cut: %s: %s" % (self.folder, os.strerror(error.errno))
+        if info.f_bavail == 0 or (info.f_files > 0 and info.f_favail == 0):
+            return "the node's disk is full: %s" % self.folder
+        return ""
 
 
 class Capture:

@@ -260,11 +260,9 @@ class Ends:
                 fields["outcome"] = outcome
         if run.capture is not None:
             output = run.capture.collect()
-            notes = [fields["why"], output.pop("why", "")]
+            # The last also of one that did well: what it wrote may have been cut, and nobody else would say so.
+            notes = [fields["why"], output.pop("why", ""), self._captures.trouble(run.capture.out)]
             fields.update(output)
-            if self._captures.disk_is_full():
-                # Also of one that did well: what it wrote may have been cut, and nobody else would say so.
-                notes.append("the node's disk is full: %s" % self._captures.folder)
             fields["why"] = "; ".join(note for note in notes if note)
         self._ledger.event(run.owner, "ended", run.x, run.a, fields)
         self._ledger.close_order(run.key)

@@ -11,6 +11,7 @@ now, it is a child of ours; so the list of these is read until nobody new is in 
 
 import os
 import signal
+import time
 
 try:
     from . import processes
@@ -20,6 +21,9 @@ except ImportError:
 
 #: How often the list of our children is read, at most, while new ones keep appearing there.
 _LOOKS = 200
+#: How long to wait for the children of one that was signalled: so often, so many seconds.
+_MOMENTS = 3
+_MOMENT_S = 0.0005
 
 
 class Strays:
@@ -66,12 +70,17 @@ class Strays:
             run.adopted.update(found)
             return bool(found)
         found = False
+        patience = _MOMENTS
         paths = run.capture.paths() if run.capture is not None else ()
         seen = set()
         for _ in range(_LOOKS):
             new = [pid for pid in map(int, self._list()) if pid not in seen and pid not in mains]
             if not new:
-                break
+                if not (found and number and patience):
+                    break
+                # Who was signalled may have had a child already, which is ours once it is dead: in a moment.
+                patience -= 1
+                time.sleep(_MOMENT_S)
             seen.update(new)
             for pid in new:
                 found = self._look_at(pid, run, runs, paths, number) or found

@@ -7,8 +7,9 @@ tests/agent/test_faults.py; here is what the person sees of it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,247 @@ def test_the_exit_code_comes_home_from_a_full_disk_and_the_agent_works_on(
         done = asker.run("exec", "h1", "run.sh")
         assert (done.returncode, done.stdout) == (0, b"room\n"), told(done)
         assert [process.pid for process in agents(node)] == before
+
+
+def test_what_runs_on_a_disk_that_gives_up_ends_with_its_own_code(node: Host, asker: Person) -> None:
+    with ext4_home(node) as give_up:
+        running = waiting(asker)
+        give_up()
+        node.run("touch /tmp/node-go")
+        out, err = running.communicate(timeout=60)
+        assert running.returncode == 6
+        # What it printed since then is on no disk.
+        assert out == b""
+        assert "output may be cut: /root/.local/state/orchestra/nodes/h1/captures: Read-only" in err.decode()
+        done = asker.run("exec", "h1", "touch", "--", "/tmp/node-never")
+        assert done.returncode == 255
+        assert "/root/.local/state/orchestra/nodes/h1" in told(done)
+        assert "Read-only file system" in told(done)
+        seen = asker.run("doctor", "h1")
+        assert seen.returncode == 1
+        assert b"Read-only file system" in seen.stdout
+        assert not node.path("/tmp/node-never").exists()
+    assert asker.run("exec", "h1", "echo", "--", "room").stdout == b"room\n"
+
+
+@contextlib.contextmanager
+def ext4_home(host: Host) -> Iterator[Callable[[], object]]:
+    """A disk of its own in the place of root's home; what is given has it find itself damaged: read-only from then on."""
+    image = host.folder / "disk"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    host.run(f"mount -o loop,errors=remount-ro {image} /root")
+    device = Path(host.run("findmnt -no SOURCE /root").stdout.strip()).name
+    try:
+        yield functools.partial(
+            Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text, "the lab's own disk\n"
+        )
+    finally:
+        end_agents(host)
+        host.run("umount -l /root")
+
+
+def waiting(asker: Person) -> subprocess.Popen[bytes]:
+    """An execution that runs until /tmp/node-go is there, then prints and ends with 6."""
+    asker.run("exec", "h1", "rm", "--", "-f", "/tmp/node-go")
+    wait = "echo first; until [ -e /tmp/node-go ]; do sleep 0.05; done; echo last; exit 6"
+    running = asker.start("exec", "h1", "sh", "--", "-c", wait)
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"first\n"
+    asker.wait_state("running")
+    return running
+
+
+@contextlib.contextmanager
+def failing(process: Process, call: str, error: str) -> Iterator[None]:
+    """A call of a process ends with an error, every time."""
+    strace = subprocess.Popen(
+        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:error={error}",
+         "-p", str(process.outer_pid)],
+    )  # fmt: skip
+    threads = Path(f"/proc/{process.outer_pid}/task")
+
+    def is_watched() -> bool:
+        assert strace.poll() is None, "strace ended"
+        return all("TracerPid:\t0\n" not in (each / "status").read_text() for each in threads.iterdir())
+
+    try:
+        wait_until("strace", is_watched)
+        yield
+    finally:
+        strace.terminate()
+        strace.wait(10)
+
+
+def test_a_disk_that_fails_is_named_and_verdicts_still_come(node: Host, asker: Person) -> None:
+    running = waiting(asker)
+    (keeper,) = agents(node, "keeper")
+    with failing(keeper, "pwrite64", "EIO"):
+        node.run("touch /tmp/node-go")
+        out, err = running.communicate(timeout=60)
+        assert (running.returncode, out) == (6, b"last\n"), err.decode()
+        # What cannot be put on record is not begun.
+        done = asker.run("exec", "h1", "touch", "--", "/tmp/node-never")
+        assert done.returncode == 255
+        assert "/root/.local/state/orchestra/nodes/h1: Input/output error" in told(done)
+        seen = asker.run("doctor", "h1")
+        assert seen.returncode == 1
+        assert b"/root/.local/state/orchestra/nodes/h1: Input/output error" in seen.stdout
+    done = asker.run("exec", "h1", "echo", "--", "room")
+    assert (done.returncode, done.stdout) == (0, b"room\n"), told(done)
+    assert not node.path("/tmp/node-never").exists()
+    assert [row["attempt"] for row in asker.executions()] == [1] * 4
+    assert agents(node, "keeper") == [keeper]
+
+
+def test_a_disk_that_cannot_be_synced_stops_nobody_and_doctor_names_it(node: Host, asker: Person) -> None:
+    assert asker.run("exec", "h1", "true").returncode == 0
+    (keeper,) = agents(node, "keeper")
+    with failing(keeper, "fdatasync", "EIO"):
+        done = asker.run("exec", "h1", "sh", "--", "-c", "echo said; exit 4")
+        assert (done.returncode, done.stdout) == (4, b"said\n"), told(done)
+        wait_until("a sync", lambda: b"warning record" in asker.run("doctor", "h1").stdout)
+    # It stays said: what was lost then is lost.
+    seen = asker.run("doctor", "h1")
+    assert seen.returncode == 0
+    assert b"/root/.local/state/orchestra/nodes/h1: Input/output error" in seen.stdout
+
+
+# ---------------------------------------------------------------- processes
+
+
+def children(host: Host) -> list[str]:
+    """What the keeper has for children: running, or a zombie."""
+    (keeper,) = agents(host, "keeper")
+    return Path(f"/proc/{keeper.outer_pid}/task/{keeper.outer_pid}/children").read_text().split()
+
+
+@contextlib.contextmanager
+def few_processes(host: Host, most: int, processes: Iterable[Process]) -> Iterator[None]:
+    """These, and what they start, may be so many processes in all."""
+    group = host.path("/sys/fs/cgroup/pids/few")
+    group.mkdir(exist_ok=True)
+    (group / "pids.max").write_text(f"{most}\n")
+    try:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                (group / "cgroup.procs").write_text(str(process.outer_pid))
+        yield
+    finally:
+        (group / "pids.max").write_text("max\n")
+        for word in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                (group.parent / "cgroup.procs").write_text(word)
+
+
+#: Three children each, six generations: 1,092 processes in all, were there room for them.
+BOMB = """
+import os, sys, time
+def breed(generations):
+    for _ in range(3):
+        try: child = os.fork()
+        except OSError: continue
+        if child == 0:
+            os.setsid()
+            if generations: breed(generations - 1)
+            time.sleep(300)
+            os._exit(0)
+while not os.path.exists("/tmp/node-go"): time.sleep(0.05)
+breed(5)
+print("full", flush=True)
+time.sleep(300)
+"""
+
+
+def test_a_kill_takes_effect_on_a_node_that_has_no_room_for_a_process(node: Host, asker: Person) -> None:
+    asker.write("bomb.py", BOMB)
+    asker.run("exec", "h1", "rm", "--", "-f", "/tmp/node-go")
+    running = asker.start("exec", "h1", "bomb.py")
+    bomb = asker.wait_state("running")
+    before = [process.pid for process in agents(node)]
+    with few_processes(node, 80, [process for process in node.processes() if process.pid != 1]):
+        node.run("touch /tmp/node-go")
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"full\n"
+        assert node.path("/sys/fs/cgroup/pids/few/pids.current").read_text() == "80\n"
+        killed = asker.run("kill", bomb["id"])
+        assert killed.returncode == 0, told(killed)
+        running.communicate(timeout=60)
+        assert running.returncode in (137, 143)
+        assert node.pids_matching("bomb.py") == []
+    wait_until("the last zombie's end", lambda: children(node) == [])
+    assert [process.pid for process in agents(node)] == before
+    assert asker.run("exec", "h1", "echo", "--", "room").stdout == b"room\n"
+
+
+def test_a_start_without_room_for_a_process_is_the_nodes_failure(node: Host, asker: Person) -> None:
+    assert asker.run("exec", "h1", "true").returncode == 0
+    with few_processes(node, 2, agents(node, "keeper")):  # its two threads
+        done = asker.run("exec", "h1", "true")
+        assert done.returncode == 255
+        assert "Resource temporarily unavailable" in told(done)
+    assert asker.run("exec", "h1", "true").returncode == 0
+
+
+#: A process that is replaced by its own child at once, again and again: nobody is there for long. It ends by its count.
+HOPPER = """
+import os, sys, time
+if os.fork() == 0:
+    if os.fork(): os._exit(0)
+    for _ in range(100_000):
+        if sys.argv[1] == "sessions": os.setsid()
+        if os.fork(): os._exit(0)
+    open("/tmp/node-outlived", "w")
+    os._exit(0)
+print("up", flush=True)
+if sys.argv[2] == "stays": time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("way", ["group", "sessions"])
+def test_one_that_is_replaced_by_its_child_again_and_again_is_ended_as_well(
+    node: Host, asker: Person, way: str
+) -> None:
+    asker.write("hop.py", HOPPER)
+    node.run("rm -f /tmp/node-outlived")
+    running = asker.start("exec", "h1", "hop.py", "--", way, "stays")
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    killed = asker.run("kill", asker.wait_state("running")["id"])
+    assert killed.returncode == 0, told(killed)
+    assert node.pids_matching("hop.py") == []
+    running.communicate(timeout=60)
+    assert running.returncode in (137, 143)
+    # And when nobody asked: what outlives its script goes with it.
+    assert asker.run("exec", "h1", "hop.py", "--", way, "goes").returncode == 0
+    wait_until("their end", lambda: node.pids_matching("hop.py") == [] and children(node) == [])
+    assert not node.path("/tmp/node-outlived").exists()
+
+
+def test_they_stand_still_while_paused(node: Host, asker: Person) -> None:
+    asker.write("hop.py", HOPPER)
+    running = asker.start("exec", "h1", "hop.py", "--", "sessions", "stays")
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    row = asker.wait_state("running")
+    assert asker.run("pause", row["id"]).returncode == 0
+    hoppers = [process for process in node.processes() if "hop.py" in process.command]
+    assert len(hoppers) >= 2
+    assert {process.state for process in hoppers} == {"T"}
+    assert asker.run("resume", row["id"]).returncode == 0
+    assert asker.run("kill", row["id"]).returncode == 0
+    running.communicate(timeout=60)
+    assert node.pids_matching("hop.py") == []
+
+
+def test_a_stopped_one_and_its_stopped_children_are_killed_at_once(node: Host, asker: Person) -> None:
+    stop = "setsid sh -c 'kill -STOP $$' & sh -c 'kill -STOP $$' & sleep 0.2; echo up; kill -STOP $$"
+    running = asker.start("exec", "h1", "sh", "--", "-c", stop)
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    row = asker.wait_state("running")
+    assert asker.run("kill", row["id"]).returncode == 0
+    running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert node.pids_matching("kill -STOP") == []
