@@ -227,7 +227,7 @@ def _texts(
     stdin: BinaryIO | None,
 ) -> _Texts:
     if file is None:
-        source: Template | TemplateLines = parse(default if text is None else text, where=option)
+        source: Template | TemplateLines = parse(default if text is None else text, where=option, typed=True)
         if source.count == 1:
             return _Texts(source, 0, option)
         where = option

@@ -33,7 +33,7 @@ from liborch.errors import SpecError
 from runaway.batches.grids import Grid, check_names, parse_grid, variable_of
 from runaway.batches.lines import STDIN, Lines, TemplateLines, read_text
 from runaway.batches.rows import CsvRows, JsonRows, Rows
-from runaway.batches.templates import MARK, Template, parse, quote
+from runaway.batches.templates import MARK, Template, in_shell, parse, quote
 from runaway.batches.words import split_words
 
 #: A shuffled plan keeps eight bytes for each execution.
@@ -100,14 +100,14 @@ class _Words:
 def _part(word: str, number: int, names: Sequence[str], *, alone: bool) -> str | Template:
     where = "template" if alone else f"word {number} of the template"
     if alone:
-        return parse(word, names, where=where)
+        return parse(word, names, where=where, typed=True)
     if ";" not in word and not any("{" + name + "}" in word for name in names):
         return word
-    template = parse(word, names, where=where)
+    template = parse(word, names, where=where, typed=True)
     if template.has_top_alternatives:
         raise SpecError(
             f"{where}: {word!r} has a ; outside braces, and stands among other words; expected the alternatives in braces, "
-            f"or the whole template as one word in quotes of the shell. As plain text, write {quote(word)}"
+            f"or the whole template as one word in quotes of the shell. As plain text, write {in_shell(quote(word))}"
         )
     if template.has_alternatives or template.names:
         return template

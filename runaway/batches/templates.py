@@ -30,6 +30,7 @@ Splitting the strings into words is left to `words`, which template goes with wh
 from __future__ import annotations
 
 import re
+import shlex
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -147,7 +148,19 @@ class Template:
         return map(self._node.at, range(self.count))
 
 
-def parse(text: str, names: Collection[str] = (), *, where: str = "template", line: int = 1) -> Template:
+def in_shell(text: str) -> str:
+    """Return how to type a text so that a shell leaves it as it is; in double quotes where single ones would be hard to read."""
+    return f'"{text}"' if not re.search(r'["$`\\!]', text) else shlex.quote(text)
+
+
+def parse(
+    text: str,
+    names: Collection[str] = (),
+    *,
+    where: str = "template",
+    line: int = 1,
+    typed: bool = False,
+) -> Template:
     """Parse a template.
 
     Args:
@@ -155,6 +168,7 @@ def parse(text: str, names: Collection[str] = (), *, where: str = "template", li
         names: Parameters there are; `{name}` stands for the value of one.
         where: What the text is or which file it comes from, for messages.
         line: Number of its first line there.
+        typed: It was typed in a shell, so messages say how to write things there.
 
     Raises:
         TemplateError: It could be meant in more than one way, or in none.
@@ -164,7 +178,7 @@ def parse(text: str, names: Collection[str] = (), *, where: str = "template", li
         stripped = text.strip(BLANKS)
         if not stripped.startswith(("'", "{")) and MARK not in text:
             return Template(text, _Text(stripped))
-    return _Parser(text, names, where, line).template()
+    return _Parser(text, names, where, line, typed).template()
 
 
 @dataclass(slots=True)
@@ -205,11 +219,12 @@ class _Scope:
 class _Parser:
     """Tokens first, then which brace belongs to which, then the tree."""
 
-    def __init__(self, text: str, names: Collection[str], where: str, line: int) -> None:
+    def __init__(self, text: str, names: Collection[str], where: str, line: int, typed: bool) -> None:
         self.text = text
         self.known = names
         self.where = where
         self.line = line
+        self.typed = typed
         self.used: set[str] = set()
         self.tokens: list[_Token] = []
         #: Quotes that look like the first of two.
@@ -234,7 +249,9 @@ class _Parser:
         column = at - (before.rfind("\n") + 1) + 1
         if not literal:
             whole = self.text.strip(BLANKS)
-            literal = quote(whole) if len(whole) <= 80 else "'...' around it, with each ' in it doubled"
+            literal = quote(whole) if len(whole) <= 80 else "'...'"
+        if self.typed:
+            literal = in_shell(literal)
         raise TemplateError(
             self.where, self.line + before.count("\n"), column, problem, expected, literal=literal
         )
@@ -456,7 +473,7 @@ class _Parser:
         if len(items) > 1:
             behind = None
             if items[0].kind == "quoted":
-                behind = items[1]
+                behind = next(item for item in items[1:] if not item.is_blank)
             for one, two in pairwise(items):
                 if one.kind == "group" and two.kind == "quoted":
                     behind = two
@@ -464,8 +481,9 @@ class _Parser:
                 double = (
                     '"' + first.value + '"' if items[0].kind == "quoted" and '"' not in first.value else ""
                 )
+                token = self.tokens[behind.token]
                 self.fail(
-                    self.tokens[behind.token].at,
+                    token.at + len(token.raw) - len(token.raw.lstrip(BLANKS)),
                     "a quoted part stands beside something else",
                     "+ between the two"
                     + (f", or double quotes around one word of the command: {double}" if double else ""),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
+import shlex
 import tracemalloc
 
 import pytest
@@ -12,6 +15,10 @@ from hypothesis import strategies as st
 from liborch.errors import SpecError, TemplateError
 from runaway.batches.grids import parse_grid
 from runaway.batches.sources import make_plan
+from runaway.batches.templates import parse
+
+#: Python's csv module quotes neither leading blanks nor, in some versions, a lone carriage return.
+VALUES = st.text(st.characters(exclude_characters="\0\r", exclude_categories=("Cs",))).map(str.strip)
 
 
 def arguments(*words, **options):
@@ -61,10 +68,18 @@ def test_several_words_may_hold_templates():
 
 
 def test_a_semicolon_outside_braces_among_several_words_is_an_error_that_shows_both_ways_out():
-    with pytest.raises(SpecError, match=r"word 2 .*';'.* in braces, .*write ';'"):
+    with pytest.raises(SpecError, match=r"""word 2 .*';'.* in braces, .*write "';'"$"""):
         make_plan(["x", ";"])
     assert arguments("x", "'a;b'") == [["x", "a;b"]]
     assert arguments("x", '{"k": "a;b"}') == [["x", '{"k": "a;b"}']]
+
+
+def test_what_was_typed_is_shown_as_it_is_to_be_typed():
+    with pytest.raises(TemplateError, match=r"""write "'\{a;b'"$"""):
+        make_plan(["{a;b"])
+    with pytest.raises(TemplateError) as caught:
+        make_plan(["{$a;b"])
+    assert list(parse(shlex.split(caught.value.literal)[0])) == ["{$a;b"]
 
 
 # Files
@@ -224,6 +239,22 @@ def test_each_row_of_a_table_is_an_execution(file):
         ["--lr=2", "--note=x\ny"],
     ]
     assert make_plan(csv=name).at(2).parameters == {"lr": "2", "note": "x\ny"}
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1))
+def test_what_python_writes_as_csv_is_read_back(rows):
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([("a", "b"), *rows])
+    plan = make_plan(csv="-", stdin=io.BytesIO(text.getvalue().encode()))
+    assert [(p.parameters["a"], p.parameters["b"]) for p in plan] == rows
+    assert [p.arguments for p in plan] == [(f"--a={a}", f"--b={b}") for a, b in rows]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES), min_size=1))
+def test_what_python_writes_as_json_is_read_back(rows):
+    text = "\n".join(json.dumps(row) for row in rows)
+    plan = make_plan(jsonl="-", stdin=io.BytesIO(text.encode()))
+    assert [p.parameters for p in plan] == rows
 
 
 @pytest.mark.parametrize("text", ["a\tb\n1\t2,3", "a;b\n1;2,3", '\ufeffa,b\r\n1,"2,3"\r\n'])

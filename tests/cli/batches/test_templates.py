@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liborch.errors import SpecError, TemplateError
@@ -77,7 +77,8 @@ def test_what_only_looks_like_a_template_is_untouched(text):
         ("{}+{b;c}", 1, 1, "one alternative"),
         ("{'a'}", 1, 1, "one alternative"),
         ("a+b+{c;d}", 1, 2, "text or join"),
-        ("'--x ' {1;2}", 1, 7, r"\+ between the two"),
+        ("'--x ' {1;2}", 1, 8, r"\+ between the two"),
+        ("''\n x", 2, 2, r"\+ between the two"),
         ("{1;2}'x'", 1, 6, r"\+ between the two"),
         ("{'k': 1; 'j': 2}", 1, 5, "quoted part"),
         ("+{a;b}", 1, 1, "nothing on one side"),
@@ -113,6 +114,7 @@ def attempt(text):
         return None, error
 
 
+@settings(max_examples=500)
 @given(SHARP)
 def test_any_text_is_a_template_or_an_error_in_its_place(text):
     template, error = attempt(text)
