@@ -138,6 +138,7 @@ async def open_host(
     limits: Limits | None = None,
     accept_new: bool = False,
     title: str = "",
+    **options: Any,
 ) -> AsyncIterator[Host]:
     """Open a host: `local`, an SSH alias, user@name:port, or a profile's name.
 
@@ -149,6 +150,7 @@ async def open_host(
         policy: Retries of links and so on.
         limits: What is asked of SSH servers at most, and how soon a silent link is given up.
         accept_new: Take an unknown host key on trust and remember it.
+        options: Of the driver, such as a listener.
 
     Raises:
         UnknownName, ProfileError: No such host.
@@ -166,6 +168,7 @@ async def open_host(
         policy=policy,
         limits=limits,
         accept_new=accept_new,
+        **options,
     ) as driver:
         for target in targets_of(profile):
             driver.add(target)
