@@ -6,6 +6,7 @@ tests/agent/test_faults.py; here is what the person sees of it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import liborch
 from tests.cli.person import Person, wait_until
 from tests.lab.hosts import Host
 from tests.lab.machine import Process
@@ -205,7 +207,7 @@ def test_a_disk_that_fails_is_named_and_verdicts_still_come(node: Host, asker: P
     assert (done.returncode, done.stdout) == (0, b"room\n"), told(done)
     assert not node.path("/tmp/node-never").exists()
     assert [row["attempt"] for row in asker.executions()] == [1] * 4
-    assert agents(node, "keeper") == [keeper]
+    assert [process.pid for process in agents(node, "keeper")] == [keeper.pid]
 
 
 def test_a_disk_that_cannot_be_synced_stops_nobody_and_doctor_names_it(node: Host, asker: Person) -> None:
@@ -358,3 +360,132 @@ def test_a_stopped_one_and_its_stopped_children_are_killed_at_once(node: Host, a
     running.communicate(timeout=60)
     assert running.returncode == 143
     assert node.pids_matching("kill -STOP") == []
+
+
+# ---------------------------------------------------------------- what cannot be killed
+
+
+@pytest.fixture
+def ice(node: Host) -> Iterator[Callable[[str], None]]:
+    """Freeze what has a word on its command line, as the administrator of a node may: no signal gets through."""
+    group = node.path("/sys/fs/cgroup/freezer/ice")
+    group.mkdir()
+
+    def freeze(word: str) -> None:
+        for process in node.processes():
+            if word in process.command:
+                (group / "cgroup.procs").write_text(str(process.outer_pid))
+        (group / "freezer.state").write_text("FROZEN")
+        wait_until("ice", lambda: (group / "freezer.state").read_text() == "FROZEN\n")
+
+    yield freeze
+    (group / "freezer.state").write_text("THAWED")
+    wait_until("the end of what was in it", lambda: (group / "cgroup.procs").read_text() == "")
+    group.rmdir()
+
+
+async def test_what_no_signal_reaches_is_reported_with_its_processes_and_gone_once_it_can_be(
+    node: Host, asker: Person, ice: Callable[[str], None]
+) -> None:
+    assert asker.run("exec", "h1", "true").returncode == 0
+    end_agents(node)
+    (ends,) = node.home.glob(".cache/orchestra/agent-*/ends.py")
+    text = ends.read_text()
+    ends.write_text(text.replace("UNKILLABLE_S = 60.0", "UNKILLABLE_S = 0.5"))
+    try:
+        async with liborch.open_host("h1") as host, asyncio.timeout(60):
+            execution = host.submit(["sh", "-c", "sleep 3001 & wait"], grace_s=0.2)
+            while execution.state != "running":
+                await asyncio.sleep(0.02)
+            ice("sleep 3001")
+            frozen = node.pids_matching("sleep 3001")
+            assert len(frozen) == 2
+            execution.cancel()
+            result = await execution
+            assert (result.state, result.exit_code, result.signal) == ("cancelled", None, None)
+            assert result.why.startswith("unkillable for ")
+            assert result.why.endswith("processes " + ", ".join(map(str, frozen)))
+            # Its slot is somebody else's by now, who gets files of their own.
+            assert (await host.submit(["echo", "next"])).stdout == b"next\n"
+    finally:
+        ends.write_text(text)
+
+
+@pytest.mark.soak
+def test_a_kill_says_that_it_has_no_effect_and_the_node_gives_up_after_a_minute(
+    node: Host, asker: Person, ice: Callable[[str], None]
+) -> None:
+    running = asker.start("exec", "h1", "sh", "--", "-c", "echo up; sleep 3002")
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    row = asker.wait_state("running")
+    ice("sleep 3002")
+    killed = asker.run("kill", row["id"])
+    assert killed.returncode == 1
+    assert "has not ended yet (running); it was asked to" in told(killed)
+    assert b"it was asked to end" in asker.run("explain", row["id"]).stdout
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert b"cancelled: unkillable for 60 s: processes " in err
+    assert asker.run("exec", "h1", "true").returncode == 0
+
+
+# ---------------------------------------------------------------- memory
+
+
+@contextlib.contextmanager
+def little_memory(host: Host, size_bytes: int, processes: Iterable[Process]) -> Iterator[Path]:
+    """These, and what they start, may use so much memory in all; whoever the kernel chooses is killed."""
+    group = host.path("/sys/fs/cgroup/memory/little")
+    group.mkdir(exist_ok=True)
+    (group / "memory.limit_in_bytes").write_text(str(size_bytes))
+    try:
+        for process in processes:
+            (group / "cgroup.procs").write_text(str(process.outer_pid))
+        yield group
+    finally:
+        for word in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                (group.parent / "cgroup.procs").write_text(word)
+
+
+def kills(group: Path) -> int:
+    """How many processes the kernel killed there for lack of memory."""
+    fields = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
+    return int(fields["oom_kill"])
+
+
+def test_when_memory_is_short_the_execution_goes_and_not_who_watches_it(node: Host, asker: Person) -> None:
+    assert asker.run("exec", "h1", "true").returncode == 0
+    before = agents(node)
+    asker.write("hog.py", "print('up', flush=True)\nx = bytearray(400 << 20)\nprint(len(x))\n")
+    with little_memory(node, 120 << 20, before) as group:
+        had = kills(group)
+        done = asker.run("exec", "h1", "hog.py")
+        assert (done.returncode, done.stdout) == (137, b"up\n"), told(done)
+        assert kills(group) > had
+        shown = asker.json("show", "last")
+        # It asked for no limit, so whose memory was short is not ours to say.
+        assert (shown["reason"], shown["signal"], shown["exit_code"]) == ("signal", 9, None)
+        assert [process.pid for process in agents(node)] == [process.pid for process in before]
+        assert asker.run("exec", "h1", "echo", "--", "room").stdout == b"room\n"
+
+
+def test_an_agent_that_the_kernel_kills_loses_no_output_and_never_runs_anything_twice(
+    node: Host, asker: Person
+) -> None:
+    running = waiting(asker)
+    # As the kernel does it when memory is short: first the one that talks, then the one that waits.
+    for process in agents(node, "talker"):
+        node.kill(process.pid)
+    node.run("touch /tmp/node-go")
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (6, b"last\n"), err.decode()
+    running = waiting(asker)
+    for process in agents(node, "keeper"):
+        node.kill(process.pid)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 255
+    assert b"lost: keeper: its keeper process was killed while it ran" in err
+    assert node.pids_matching("node-go") == []
+    assert {row["attempt"] for row in asker.executions()} == {1}
