@@ -87,6 +87,11 @@ class Follower:
             os.close(fd)
         self.files = {}
 
+    def keeper_gone(self):
+        """Another keeper is there: what ran is over, and its end is on the log, where no event will tell us of it."""
+        self.is_running = self.scanned = False
+        self.asked_at = self.look_at = 0.0
+
     # ---------------------------------------------------------------- looking
 
     def look(self, now):

@@ -154,7 +154,7 @@ class Talker:
             if session.attach_message is not None:
                 session.attach()
             for follower in session.followers.values():
-                follower.asked_at = 0.0
+                follower.keeper_gone()
         for head, answer in asked:
             self.ask_keeper(head, answer)
         self.tell_present()

@@ -69,6 +69,18 @@ def test_following_continues_where_it_stopped_after_a_torn_link(node: Node) -> N
     assert output.out == b"".join(b"line %d\n" % n for n in range(1, 301))
 
 
+def test_who_follows_one_that_its_keeper_left_comes_to_the_end(node: Node) -> None:
+    client = node.client("me")
+    client.sh("x", "echo begun; sleep 300", live=True)
+    stream = client.open("output", "x")
+    output = Output()
+    while output.sizes["out"] < len("begun\n"):
+        output.take(*client.next_of(stream))
+    node.kill("keeper")
+    assert client.next_of(stream)[0] == {"t": "end", "out": 6, "err": 0}
+    assert client.ended("x")["reason"] == "lost"
+
+
 def test_large_output_is_kept_until_it_was_fetched_also_over_a_new_keeper(node: Node) -> None:
     client = node.client("me")
     end = client.run("seq 50000")
