@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from liborch.drive.execution import Execution
     from liborch.drive.results import Result
+    from liborch.executor import Executor
     from liborch.host import Host, Slot, as_completed, open_host
     from liborch.specs import ExecutionSpec, HostProfile, Resources
 
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Execution": "liborch.drive.execution",
     "ExecutionSpec": "liborch.specs",
+    "Executor": "liborch.executor",
     "Host": "liborch.host",
     "HostProfile": "liborch.specs",
     "Resources": "liborch.specs",
@@ -30,6 +32,7 @@ _HOMES = {
 __all__ = [
     "Execution",
     "ExecutionSpec",
+    "Executor",
     "Host",
     "HostProfile",
     "Resources",

@@ -6,7 +6,8 @@
     +-- YourTurn                    the person can mend it: a file, an option, a request
     |   +-- SpecError               a request that cannot be: resources, arguments, script
     |   |   +-- TooLarge            asks for more than any node has
-    |   |   `-- TemplateError       a template of arguments or folders: file, line, column, how to write it
+    |   |   +-- TemplateError       a template of arguments or folders: file, line, column, how to write it
+    |   |   `-- FunctionError       a Python function, or its outcome, that cannot travel: which, where, how to mend it
     |   +-- ProfileError            a host profile: file, line, key, what was expected
     |   +-- PatternError            an unknown $RUNAWAY_... name in a folder pattern
     |   +-- QuantityError           "1h30m", "4GiB": text that is no duration or size
@@ -22,6 +23,7 @@
     |   +-- ProcedureError          a shell procedure of a profile failed, or did not set what it must
     |   +-- StorageError            disk full, read-only, permission denied: path and errno
     |   +-- ExecutionLost           an execution's verdict cannot be known any more
+    |   +-- FunctionDied            the process of a Python function ended without an outcome
     |   `-- JournalError            the journal is damaged, foreign, or newer than this program
     `-- InvariantError              a promise we made to ourselves broke; nobody catches it, please report
         `-- IllegalTransition       an edge that is not in the table, with the thing's whole story
@@ -89,6 +91,18 @@ class TemplateError(SpecError):
         self.literal = literal
         text = f"{where}, line {line}, column {column}: {problem}; expected {expected}"
         super().__init__(f"{text}. As plain text, write {literal}" if literal else text)
+
+
+class FunctionError(SpecError):
+    """A Python function that cannot be called on a host, or whose outcome cannot come back."""
+
+    def __init__(self, function: str, why: str, todo: str = "", *, node: str = "") -> None:
+        self.function = function
+        self.why = why
+        self.todo = todo
+        self.node = node
+        text = f"{function}{f' on {node}' if node else ''}: {why}"
+        super().__init__(f"{text}; {todo}" if todo else text)
 
 
 class ProfileError(YourTurn):
@@ -276,6 +290,23 @@ class ExecutionLost(WorldError):
         self.execution = execution
         self.why = why
         super().__init__(f"execution {execution} is lost: {why}")
+
+
+class FunctionDied(WorldError):
+    """The process of a Python function ended without an outcome. `execution` is its id, `stderr` the end of what it wrote."""
+
+    retriable = False
+
+    def __init__(
+        self, function: str, why: str, *, node: str = "", execution: str = "", stderr: str = ""
+    ) -> None:
+        self.function = function
+        self.why = why
+        self.node = node
+        self.execution = execution
+        self.stderr = stderr
+        text = f"{function}{f' on {node}' if node else ''}: its process ended without an outcome: {why}"
+        super().__init__(f"{text}; the last it wrote: {stderr}" if stderr else text)
 
 
 class JournalError(WorldError):

@@ -202,6 +202,23 @@ MAY_TOUCH: dict[str, dict[str, str]] = {
         "await": "hosts, slots and executions are awaitables",
         "chance": "ids of executions and orchestrations are random",
     },
+    "liborch.executor": {"threads": "it is one of `concurrent.futures`' executors"},
+    "liborch.bridge": {
+        "await": "one side of it is the event loop",
+        "threads": "the other side is whatever thread submits; callbacks and unpickling keep off the loop",
+    },
+    "liborch.functions": {
+        "await": "reads what is sent off the event loop",
+        "threads": "the same; its errors are those of `concurrent.futures`, too",
+        "files": "the pickled call and its outcome are files, among the system's temporary ones",
+        "chance": "their names",
+    },
+    "liborch.functions_node": {
+        "files": "it runs on the node, where call and outcome are files",
+        **dict.fromkeys(
+            ("processes", "ending"), "a child that a function forked and forgot leaves no outcome"
+        ),
+    },
     "liborch.places": {"environment": "the one place of the library that reads where the person's files are"},
     "liborch.command_line": {
         "terminal": "what the command lines share: parsing and printing errors is its work",
@@ -229,7 +246,7 @@ AS_PROGRAMS_DO = (
 #: Is of the commands, and only lies in the library because they share it.
 OF_COMMANDS = ("liborch.command_line",)
 #: What runs on the node rather than here, and so need not answer to the rule about commands below.
-ON_NODES = ("liborch.agent",)
+ON_NODES = ("liborch.agent", "liborch.functions_node")
 
 
 def wrong_touches(module: Module) -> list[str]:

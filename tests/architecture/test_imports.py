@@ -41,11 +41,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Doubles stand in for anything of the library; nothing of the library knows them.
     "liborch.sim": ("liborch.*",),
     # The front door: what people embed.
-    "liborch": (*BASE, "liborch.drive", "liborch.host"),
+    "liborch": (*BASE, "liborch.drive", "liborch.executor", "liborch.host"),
     "liborch.patterns": ("liborch.errors", "liborch.names"),
     "liborch.places": (),
     # Ties the front door to what it stands on.
     "liborch.host": (*BASE, "liborch.core", "liborch.drive", "liborch.places", *BORDERS),
+    # The same for programs that are not asyncio: the public side, its thread and loop, what it pickles, what runs on the node.
+    "liborch.executor": (*BASE, "liborch.bridge", "liborch.drive", "liborch.functions", "liborch.places"),
+    "liborch.bridge": (*BASE, "liborch.drive", "liborch.host"),
+    "liborch.functions": (*BASE, "liborch.drive", "liborch.functions_node", "liborch.transfer"),
+    "liborch.functions_node": (),
     # What the command lines share.
     "liborch.command_line": ("liborch", "liborch.errors", "liborch.plain_text"),
     "liborch.plain_text": (),
