@@ -69,6 +69,8 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     variables: dict[str, str] = {}
     send_ignore: str | None = None
     fetch_ignore: str | None = None
+    #: Folders in `local_folder` that hold results of executions, by relative path: never sent.
+    results: tuple[str, ...] = ()
     #: The snapshot that was taken at submission; "": nothing is sent.
     snapshot: str = ""
     leave: Leave = "nothing"

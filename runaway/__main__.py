@@ -7,6 +7,7 @@ import sys
 #: {command: (module, one line of help)}; the module has a click command called `command`.
 COMMANDS = {
     "exec": ("runaway.commands.exec", "Run a script or a command on a host and bring its results back."),
+    "batch": ("runaway.commands.batch", "Run a script many times, wherever a slot is free."),
     "ps": ("runaway.commands.ps", "List running and recent executions."),
     "show": ("runaway.commands.show", "Show everything that is known of an execution."),
     "logs": ("runaway.commands.logs", "Print what an execution has written."),

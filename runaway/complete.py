@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: What follows each command: words of these kinds.
 _OPERANDS = {
     "exec": ("host", "file"),
+    "batch": ("host", "file"),
     "show": ("id",),
     "logs": ("id",),
     "attach": ("id",),

@@ -23,7 +23,8 @@ class Messages:
         self.verbose = verbose
         terminal = sys.stderr.isatty() and environment.get("TERM") != "dumb"
         self._color = (terminal or bool(environment.get("FORCE_COLOR"))) and not environment.get("NO_COLOR")
-        self._bars = terminal and not quiet
+        #: Whether there is a terminal on which a line can be written over.
+        self.shows_bars = terminal and not quiet
         self._bar_shown = False
         self._errors: set[str] = set()
 
@@ -55,9 +56,17 @@ class Messages:
         sys.stderr.write(f"\x1b[{color}m{text}\x1b[0m\n" if self._color else f"{text}\n")
         sys.stderr.flush()
 
+    def picture(self, text: str) -> None:
+        """A line that the next one is written over, where there is a terminal; "": takes it away."""
+        if not self.shows_bars:
+            return
+        sys.stderr.write(f"\r\x1b[K{neutral(text)[: width() - 1]}")
+        sys.stderr.flush()
+        self._bar_shown = bool(text)
+
     def progress(self, what: str) -> Any:
         """Return a callback for a transfer, or None where bars are not shown."""
-        if not self._bars:
+        if not self.shows_bars:
             return None
         began = time.monotonic()
         last = [0.0]

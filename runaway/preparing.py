@@ -38,6 +38,7 @@ class Sending:
         own: RUNAWAY* variables of the caller, and what else the patterns may name.
         output_folder: A pattern.
         shared: More than one execution needs it.
+        results: Folders in it that hold results of executions: never sent.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Sending:
     leave: Leave
     stay: bool
     shared: bool = False
+    results: tuple[str, ...] = ()
 
     def transfer(
         self, x: str, arguments: tuple[str, ...], snapshot: str, *, remote_folder: str, output_folder: str
@@ -84,6 +86,7 @@ class Sending:
             variables=known,
             send_ignore=str(self.send_ignore) if self.send_ignore else None,
             fetch_ignore=str(self.fetch_ignore) if self.fetch_ignore else None,
+            results=self.results,
             snapshot=snapshot,
             leave=leave,
             fetch=not self.stay,
@@ -101,7 +104,13 @@ class Sending:
 
         messages.stage("packing")
         taking = asyncio.ensure_future(
-            asyncio.to_thread(take_snapshot, self.folder, send_ignore=self.send_ignore, cache=folders.cache)
+            asyncio.to_thread(
+                take_snapshot,
+                self.folder,
+                send_ignore=self.send_ignore,
+                cache=folders.cache,
+                results=self.results,
+            )
         )
         interrupted = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -117,7 +126,8 @@ class Sending:
         if not taking.done():
             raise BrokenOff
         snapshot = taking.result()
-        snapshots.put(str(self.folder), str(self.send_ignore) if self.send_ignore else None, snapshot)
+        given = str(self.send_ignore) if self.send_ignore else None
+        snapshots.put(str(self.folder), given, snapshot, self.results)
         for left in snapshot.left_out:
             messages.detail(f"not sent: {os.fsdecode(left.path)}: {left.reason}")
         return snapshot

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
@@ -29,8 +29,10 @@ from liborch.errors import (
     StorageError,
     WorldError,
 )
-from liborch.journal import Change, ExecutionRow, Group, NewExecution
+from liborch.journal import Change, ExecutionRow, Group, Journal, NewExecution
 from liborch.specs import ExecutionSpec
+
+T = TypeVar("T")
 
 #: The most that the specification of one execution may take, in bytes: far above what a program can be started with.
 MOST_SPEC_BYTES = 3 << 20
@@ -101,6 +103,20 @@ class Driver(Rounds):
         """
         await self._writer.commit(Group(self.orchestration, time.time(), 0, NOTHING, planned))
         self._count = max(self._count, max(each.number for each in planned))
+
+    @property
+    def count(self) -> int:
+        """Highest number of an execution so far."""
+        return self._count
+
+    async def ask_journal(self, question: Callable[[Journal], T]) -> T:
+        """Ask the journal something, behind everything that was written so far. Raises JournalError, StorageError."""
+        return await self._writer.run(question)
+
+    async def note(self, changes: Sequence[Change]) -> None:
+        """Record what became of executions that the core does not know. Raises JournalError, StorageError."""
+        if changes:
+            await self._writer.commit(Group(self.orchestration, time.time(), 0, NOTHING, (), changes))
 
     async def planned(self, after: int, limit: int) -> list[ExecutionRow]:
         """The next executions that were planned and not submitted, in order of their numbers."""

@@ -36,12 +36,18 @@ class Feeder:
         #: Set whenever more was planned, or all is, or nothing more is wanted.
         self._news = asyncio.Event()
         self._is_whole = False
+        self._is_done = False
         #: How many were submitted.
         self.submitted = 0
 
     def __repr__(self) -> str:
         state = "stopped" if self._stopped else "whole" if self._is_whole else "growing"
         return f"<Feeder after {self._after}: {self.submitted} submitted, the plan is {state}>"
+
+    @property
+    def is_done(self) -> bool:
+        """Everything that was planned is submitted."""
+        return self._is_done
 
     def grown(self, *, whole: bool = False) -> None:
         """Say that more was planned; `whole`: that it is all."""
@@ -69,6 +75,7 @@ class Feeder:
             rows = await driver.planned(self._after, self._page)
             if not rows:
                 if whole:
+                    self._is_done = True
                     return
                 await self._news.wait()
                 continue

@@ -58,6 +58,8 @@ class Ground:
         self.snapshots = snapshots or Snapshots(None)
         #: Set by a caller who leaves on purpose: what runs goes on.
         self.detached = False
+        #: There are executions that are planned and not submitted.
+        self.has_plan = False
         #: What made it impossible to go on.
         self.fatal: BaseException | None = None
         #: {execution: {node: its folder there}}

@@ -69,15 +69,12 @@ def spec_from_json(text: str) -> ExecutionSpec:
 
 
 def own_part(spec: ExecutionSpec, common: dict[str, Any]) -> str:
-    """What a spec says beside what all of its batch say: a JSON merge patch of `common` (as `msgspec.to_builtins` gives it).
-
-    Nothing in `common` may be missing in the spec, other than by being None there.
-    """
+    """What a spec says beside what all of its batch say: a JSON merge patch of `common` (as `msgspec.to_builtins` gives it)."""
     return json.dumps(_differences(msgspec.to_builtins(spec), common), separators=(",", ":"))
 
 
 def _differences(own: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
-    patch: dict[str, Any] = {}
+    patch: dict[str, Any] = {name: None for name in common if name not in own}
     for name, value in own.items():
         shared = common.get(name)
         if value == shared:

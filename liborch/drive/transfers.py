@@ -28,11 +28,17 @@ class Snapshots:
 
     def __init__(self, cache: Path | None) -> None:
         self._cache = cache
-        self._taken: dict[tuple[str, str | None], Snapshot] = {}
+        self._taken: dict[tuple[str, str | None, tuple[str, ...]], Snapshot] = {}
 
-    def put(self, transfer_folder: str, send_ignore: str | None, snapshot: Snapshot) -> None:
+    def put(
+        self,
+        local_folder: str,
+        send_ignore: str | None,
+        snapshot: Snapshot,
+        results: tuple[str, ...] = (),
+    ) -> None:
         """Keep one that was taken at submission."""
-        self._taken[transfer_folder, send_ignore] = snapshot
+        self._taken[local_folder, send_ignore, results] = snapshot
 
     async def of(self, transfer: Transfer) -> Snapshot:
         """Return the snapshot of a transfer as it was at submission.
@@ -42,7 +48,7 @@ class Snapshots:
         """
         from liborch.transfer.snapshot import empty_snapshot, take_snapshot
 
-        key = (transfer.local_folder, transfer.send_ignore)
+        key = (transfer.local_folder, transfer.send_ignore, transfer.results)
         known = self._taken.get(key)
         if known is not None and (not transfer.snapshot or known.id == transfer.snapshot):
             return known
@@ -50,7 +56,9 @@ class Snapshots:
         if not transfer.snapshot:
             return empty_snapshot(folder)
         ignore = Path(transfer.send_ignore) if transfer.send_ignore else None
-        taken = await asyncio.to_thread(take_snapshot, folder, send_ignore=ignore, cache=self._cache)
+        taken = await asyncio.to_thread(
+            take_snapshot, folder, send_ignore=ignore, cache=self._cache, results=transfer.results
+        )
         if taken.id != transfer.snapshot:
             raise SpecError(
                 f"{folder} has changed since this was submitted (snapshot {transfer.snapshot[:12]}, now {taken.id[:12]}); "

@@ -95,9 +95,28 @@ class Reader:
         rows = self._ask(_ORCHESTRATIONS + " WHERE id = ?", (id,))
         return self._row(rows[0], OrchestrationRow) if rows else None
 
-    def orchestrations(self, limit: int | None = None) -> list[OrchestrationRow]:
-        """Orchestrations, newest first."""
-        rows = self._ask(_ORCHESTRATIONS + " ORDER BY number DESC LIMIT ?", (-1 if limit is None else limit,))
+    def common(self, orchestration: str) -> str | None:
+        """What the specs of an orchestration's executions are merge patches of; None: they are whole."""
+        rows = self._ask("SELECT common FROM orchestrations WHERE id = ?", (orchestration,))
+        return rows[0][0] if rows else None
+
+    def identities(self, orchestration: str) -> list[tuple[str, str, str]]:
+        """(identity, state, id) of every execution of an orchestration, in order of submission."""
+        number = self._number(orchestration)
+        if number is None:
+            return []
+        query = (
+            "SELECT json_extract(s.spec, '$.identity'), e.state, e.id FROM executions AS e JOIN specs AS s"
+            " ON s.place = e.place WHERE e.place >= ? AND e.place < ? ORDER BY e.place"
+        )
+        return self._ask(query, (number << PLACE_BITS, (number + 1) << PLACE_BITS))
+
+    def orchestrations(self, limit: int | None = None, *, kind: str | None = None) -> list[OrchestrationRow]:
+        """Orchestrations, newest first; `kind`: only those."""
+        rows = self._ask(
+            _ORCHESTRATIONS + " WHERE coalesce(?1, kind) = kind ORDER BY number DESC LIMIT ?2",
+            (kind, -1 if limit is None else limit),
+        )
         return [self._row(row, OrchestrationRow) for row in rows]
 
     def groups(self, orchestration: str, after: int = 0) -> Iterator[tuple[int, float, bytes]]:
@@ -129,7 +148,7 @@ class Reader:
     def _connection(self) -> sqlite3.Connection | None:
         raise NotImplementedError
 
-    def _ask(self, query: str, values: Sequence[str | int]) -> list[Any]:
+    def _ask(self, query: str, values: Sequence[str | int | None]) -> list[Any]:
         db = self._connection()
         if db is None:
             return []

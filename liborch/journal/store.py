@@ -156,6 +156,18 @@ class Journal(Reader):
 
         self._write("taking over an orchestration", write)
 
+    def describe(self, orchestration: str, details: str) -> None:
+        """Replace the details of an orchestration. Hold its DriverLock. Raises InvariantError for an unknown one."""
+        self._write(
+            "describing an orchestration",
+            lambda db: self._one(
+                db.execute(
+                    "UPDATE orchestrations SET details = ? WHERE id = ?", (text_in(details), orchestration)
+                ),
+                orchestration,
+            ),
+        )
+
     def end(self, orchestration: str, state: OrchestrationState) -> None:
         """Note that nobody drives an orchestration any more. Raises InvariantError for an unknown one."""
         self._write(

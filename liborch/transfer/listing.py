@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -62,12 +62,15 @@ class Listing:
         return sum(each.status.st_size for each in self.found if each.kind == "file")
 
 
-def list_folder(folder: Path, *, send_ignore: Path | None = None, explain: bool = False) -> Listing:
+def list_folder(
+    folder: Path, *, send_ignore: Path | None = None, explain: bool = False, results: Collection[str] = ()
+) -> Listing:
     """List what of a folder goes out. Blocking; call it in a thread.
 
     Args:
         folder: The folder to send.
         send_ignore: Patterns that count in place of every `.sendignore`.
+        results: Folders in it, by relative path, that hold results of executions: never sent.
         explain: Also find out what git hides and which rule does: for `--dry-run`, costs more.
 
     Raises:
@@ -79,7 +82,7 @@ def list_folder(folder: Path, *, send_ignore: Path | None = None, explain: bool 
     if send_ignore is not None:
         rules.add(send_ignore)
         hidden = _inside(folder, send_ignore)
-    walk = _Walk(folder, rules, never, hidden, explain)
+    walk = _Walk(folder, rules, never, hidden, explain, {os.fsencode(path) for path in results})
     walk.run()
     listing = walk.listing
     listing.found.sort(key=lambda each: each.path)
@@ -96,13 +99,22 @@ def _inside(folder: Path, file: Path) -> bytes:
 
 
 class _Walk:
-    def __init__(self, folder: Path, rules: Rules, never: set[bytes], hidden: bytes, explain: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rules: Rules,
+        never: set[bytes],
+        hidden: bytes,
+        explain: bool,
+        results: set[bytes],
+    ) -> None:
         self.listing = Listing(folder)
         self._root = os.fsencode(folder)
         self._rules = rules
         self._never = never
         self._hidden = hidden
         self._explain = explain
+        self._results = results
 
     def run(self) -> None:
         try:
@@ -141,6 +153,9 @@ class _Walk:
                 relative = path[skip:]
                 is_folder = item.is_dir(follow_symlinks=False)
                 if is_folder:
+                    if path in self._results:
+                        self._leave(path + b"/", "results of executions: never sent")
+                        continue
                     verdict = self._rules.decide(path, True)
                     if verdict is not None and verdict.ignored:
                         self._leave(path + b"/", str(verdict.rule))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,7 @@ def take_snapshot(
     send_ignore: Path | None = None,
     cache: Path | None = None,
     listing: Listing | None = None,
+    results: Collection[str] = (),
 ) -> Snapshot:
     """Read the state of a folder. Blocking; call it in a thread.
 
@@ -123,13 +125,14 @@ def take_snapshot(
         send_ignore: Patterns that count in place of every `.sendignore`.
         cache: Where hashes of unchanged files are kept, usually `$XDG_CACHE_HOME/orchestra`; None: nowhere.
         listing: What goes out, when it is known already.
+        results: As for `list_folder`.
 
     Raises:
         SpecError: The folder or `send_ignore` cannot be read.
         StorageError: A file that goes out cannot be read.
     """
     if listing is None:
-        listing = list_folder(folder, send_ignore=send_ignore)
+        listing = list_folder(folder, send_ignore=send_ignore, results=results)
     known: HashCache | None = None
     if cache is not None:
         known = HashCache(cache, folder)

@@ -96,6 +96,24 @@ class Folders:
         arguments = {"RUNAWAY_ARGUMENTS": join_arguments(planned.arguments)}
         return {**self._common, **planned.variables, **arguments, **known}
 
+    def results_in(self, folder: str, here: str) -> tuple[str, ...]:
+        """Return the folders directly in `folder` that output folders lie in: what is there is results, not code.
+
+        Args:
+            folder: The folder that is sent.
+            here: The folder that relative ones are in.
+        """
+        source = self._outputs.source
+        tops: set[str] = set()
+        for index in range(source.count if self._outputs.share else 1):
+            fixed, dollar, _ = source.at(index).partition("$")
+            whole = os.path.normpath(os.path.join(here, fixed + ("x" if dollar else "")))
+            first, slash, _ = os.path.relpath(whole, folder).partition("/")
+            # A pattern that begins with a name has no folder of its own; one that leads out is no matter of ours.
+            if first not in (".", "..") and (slash or not dollar):
+                tops.add(first)
+        return tuple(sorted(tops))
+
     def in_use(self, planned: Iterable[Planned], here: str) -> Iterator[tuple[Planned, Path]]:
         """Yield executions whose output folder exists and is not empty (or is no folder), with it.
 

@@ -58,7 +58,10 @@ class Outcomes:
                         _write(folder / name, data)
             except OSError as error:
                 raise StorageError(
-                    "this machine", error.filename or str(folder), error.errno or 0, "writing what an execution left"
+                    "this machine",
+                    error.filename or str(folder),
+                    error.errno or 0,
+                    "writing what an execution left",
                 ) from error
 
     def folder(self, execution: Execution, result: Result) -> Path:

@@ -1,0 +1,226 @@
+"""Seeing a batch through: feeding, counting, Ctrl-C, the end. For who begins one, and for who goes on with one.
+
+going    executions are submitted as room comes
+draining nothing new starts, what runs goes on: the first Ctrl-C, or too many failures
+ending   what runs is ended as well: the second Ctrl-C, or too many failures with --halt now
+left     everything goes on without us: the third Ctrl-C, a closed terminal
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from liborch.core import events as ev
+from liborch.core.things import Policy
+from liborch.drive.driver import Driver
+from liborch.drive.execution import Execution
+from liborch.drive.feeding import Feeder
+from liborch.drive.results import Result
+from liborch.places import Places
+from runaway.batches.outcomes import Outcomes
+from runaway.batches.progress import Progress
+from runaway.messages import Messages
+
+#: Ending what runs may take so long, in seconds, before we leave.
+ENDING_S = 30.0
+#: A host that was never reached is given up after so many tries; the others carry the batch.
+POLICY = Policy(first_attempts=5)
+
+State = Literal["going", "draining", "ending", "left"]
+
+
+class Batch:
+    """One batch as this client drives it.
+
+    Args:
+        batch_id: Its orchestration.
+        cwd: What relative output folders are relative to.
+        count: How many executions there are in all, as far as known.
+        max_failures: Stop when so many have failed.
+        halt: What stopping means.
+        as_json: Tell each end as a line of JSON.
+    """
+
+    def __init__(
+        self,
+        batch_id: str,
+        messages: Messages,
+        folders: Places,
+        cwd: Path,
+        *,
+        count: int,
+        max_failures: int | None = None,
+        halt: str = "soon",
+        as_json: bool = False,
+    ) -> None:
+        self.id = batch_id
+        self.state: State = "going"
+        self.progress = Progress(count, messages)
+        self._messages = messages
+        self._max_failures = max_failures
+        self._halt = halt
+        self._as_json = as_json
+        self._outcomes = Outcomes(folders.state / "outputs", cwd)
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._driver: Driver | None = None
+        self._interrupted = False
+        self._told_down: set[str] = set()
+
+    def options_for_driver(self) -> dict[str, Any]:
+        """What the driver is made with."""
+        return {"listener": self._hear, "before_record": self._ended, "policy": POLICY}
+
+    async def see_through(
+        self, driver: Driver, enter: Callable[[Feeder], Coroutine[Any, Any, None]], *, first: int = 1
+    ) -> int:
+        """Drive it to its end, or until the person wants otherwise; returns the exit status.
+
+        Args:
+            enter: Completes the plan, and tells the feeder.
+            first: Number of the first execution that is not submitted yet.
+
+        Raises:
+            OrchestraError: The driver cannot go on.
+        """
+        self._driver = driver
+        driver.has_plan = True
+        feeder = Feeder(driver, self.id, first)
+        self._feeder = feeder
+        work = asyncio.ensure_future(self._work(driver, feeder, enter))
+        showing = asyncio.ensure_future(self.progress.keep_showing(driver))
+        try:
+            with self._signals():
+                await asyncio.wait([work, self._left], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                driver.detached = True
+                self._say_left()
+                return 130
+            work.result()
+        finally:
+            work.cancel()
+            showing.cancel()
+            await asyncio.gather(work, showing, return_exceptions=True)
+        return await self._conclude(driver)
+
+    async def _work(
+        self, driver: Driver, feeder: Feeder, enter: Callable[[Feeder], Coroutine[Any, Any, None]]
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(enter(feeder))
+            group.create_task(feeder.run())
+        driver.has_plan = not feeder.is_done
+        while driver.executions and not driver.core.is_drained:
+            await driver.turned()
+        if not driver.executions:
+            await driver.wait_idle()
+
+    async def _conclude(self, driver: Driver) -> int:
+        progress = self.progress
+        remains = driver.has_plan or bool(driver.executions)
+        progress.show_end()
+        if remains:
+            driver.detached = True
+            self._say_left()
+        else:
+            await driver.sweep()
+        if self._interrupted:
+            return 130
+        return 0 if progress.all_succeeded and not remains else 1
+
+    def _say_left(self) -> None:
+        short = self.id[:8]
+        text = self.progress.describe_rest()
+        self._messages.error(f"{text}; go on: the same command with --resume, or runaway attach {short}")
+
+    # ------------------------------------------------------------------ what happens
+
+    async def _ended(self, ended: list[tuple[Execution, Result]]) -> None:
+        """Called before their ends are on record."""
+        await self._outcomes(ended)
+        for execution, result in ended:
+            self.progress.count(execution, result)
+            if self._as_json:
+                from runaway.seeing import result_as_dict
+
+                line = {**result_as_dict(result), "parameters": execution.spec.parameters}
+                print(json.dumps(line), flush=True)
+        most = self._max_failures
+        if most is not None and self.progress.failed >= most and self.state == "going":
+            self.progress.too_many = True
+            self._messages.error(f"{self.progress.failed} have failed: stopping")
+            self._drain()
+            if self._halt == "now":
+                self._end_all()
+
+    def _hear(self, what: str, x: str, fields: dict[str, Any]) -> None:
+        if what in ("unreachable", "lost"):
+            if fields["node"] not in self._told_down:
+                self._told_down.add(fields["node"])
+                self._messages.stage(f"{fields['node']}: {fields['why']}")
+        elif what == "linked":
+            if fields["node"] in self._told_down:
+                self._told_down.discard(fields["node"])
+                self._messages.stage(f"{fields['node']}: connected again")
+            else:
+                self._messages.detail(f"connected to {fields['node']}")
+        elif what == "retry":
+            self._messages.detail(
+                f"{x[:8]}: attempt {fields['attempt']} ended ({fields['reason']}); another one follows"
+            )
+        elif what in ("trouble", "stalled"):
+            self._messages.error(f"{x[:8]}: {fields['why']}" if x else str(fields["why"]))
+        elif what == "recovered":
+            self._messages.stage("there is room again; going on")
+
+    # ------------------------------------------------------------------ signals
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            loop.add_signal_handler(number, self._leave)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        if self.state == "going":
+            self._messages.error(
+                "nothing new is started, what runs will finish; Ctrl-C again ends it, a third time leaves it running and ends this command"
+            )
+            self._drain()
+        elif self.state == "draining":
+            self._messages.error("ending what runs; Ctrl-C again leaves at once")
+            self._end_all()
+        else:
+            self._leave()
+
+    def _drain(self) -> None:
+        assert self._driver is not None
+        self.state = "draining"
+        self._feeder.stop()
+        self._driver.post(ev.Draining())
+
+    def _end_all(self) -> None:
+        assert self._driver is not None
+        self.state = "ending"
+        for x, item in self._driver.core.items.items():
+            if item.state != "WAITING":
+                self._driver.post(ev.CancelAsked(x))
+        asyncio.get_running_loop().call_later(ENDING_S, self._leave)
+
+    def _leave(self) -> None:
+        if not self._left.done():
+            self.state = "left"
+            self._left.set_result(None)

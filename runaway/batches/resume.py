@@ -1,0 +1,208 @@
+"""`runaway batch ... --resume`: go on with a batch, doing only what has no verdict yet.
+
+What is done is known by its content (`identity`), never by its place: lines may be added to the arguments file, removed or
+moved. What is still planned and no longer wanted is withdrawn; what runs goes on in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from liborch.drive.adopt import adopting
+from liborch.drive.driver import Driver
+from liborch.drive.transfers import Snapshots
+from liborch.errors import SpecError, UnknownName
+from liborch.journal import Change, Journal, OrchestrationRow
+from liborch.names import resolve_prefix
+from liborch.places import Places
+from runaway.batches.drive import Batch
+from runaway.batches.identity import identities
+from runaway.batches.run import Prepared, enter, new_rows
+from runaway.batches.sources import Planned
+from runaway.messages import Messages
+from runaway.preparing import BrokenOff
+
+#: Verdicts that are kept; what was cancelled or lost never had one of its own.
+VERDICTS = ("succeeded", "failed")
+NOT_STARTED = ("planned", "waiting")
+
+
+@dataclass
+class Rest:
+    """What remains of a batch, seen from a plan."""
+
+    #: What is to enter.
+    new: list[tuple[str, Planned]] = field(default_factory=list)
+    #: Ids of what has not started and is not wanted any more.
+    withdrawn: list[str] = field(default_factory=list)
+    #: {state: executions of the plan that keep their verdict}
+    kept: dict[str, int] = field(default_factory=dict)
+
+
+async def resume_batch(prepared: Prepared, messages: Messages, folders: Places) -> int:
+    """Go on with the batch that the options mean; returns the exit status.
+
+    Raises:
+        UnknownName: There is no such batch.
+        SpecError: The code has changed, and nobody says what that means.
+        OrchestraError: As for a new one.
+    """
+    options = prepared.options
+    with Journal.open(folders.journal, readonly=True) as journal:
+        row = find_batch(journal, prepared, options.batch)
+    details = json.loads(row.details)
+    snapshots = Snapshots(folders.cache)
+    snapshot = ""
+    try:
+        if prepared.sending is not None:
+            snapshot = (await prepared.sending.pack(snapshots, messages, folders)).id
+    except BrokenOff:
+        os._exit(130)
+    codes: list[str] = details.get("snapshots", [""])
+    if snapshot not in codes:
+        keep = _keeps_verdicts(options.code_changed, row, prepared)
+        codes = [*codes, snapshot] if keep else [snapshot]
+    batch = Batch(
+        row.id,
+        messages,
+        folders,
+        prepared.cwd,
+        count=prepared.plan.count,
+        max_failures=options.max_failures,
+        halt=options.halt,
+        as_json=options.as_json,
+    )
+    async with adopting(
+        row.id,
+        folders,
+        accept_new=options.accept_new,
+        debug=messages.error if options.debug_ssh else None,
+        snapshots=snapshots,
+        **batch.options_for_driver(),
+    ) as driver:
+        known = await driver.ask_journal(lambda journal: journal.identities(row.id))
+        text = await driver.ask_journal(lambda journal: journal.common(row.id))
+        shared = json.loads(text or "{}")
+        rest = await asyncio.to_thread(
+            compare, prepared, codes, snapshot, known, retry_failed=options.retry_failed
+        )
+        await driver.ask_journal(
+            lambda journal: journal.describe(row.id, json.dumps({**details, "snapshots": codes}))
+        )
+        await withdraw(driver, rest.withdrawn)
+        batch.progress.before.update(rest.kept)
+        kept = sum(rest.kept.values())
+        messages.stage(
+            f"going on with {row.id[:8]}: {kept} of {prepared.plan.count} have a verdict, {len(rest.new)} are new"
+        )
+        common = prepared.common(snapshot)
+        first = driver.count + 1
+        rows = new_rows(prepared, common, shared, snapshot, iter(rest.new), first)
+        driver.detached = False
+        return await batch.see_through(driver, lambda feeder: enter(driver, rows, feeder))
+
+
+def find_batch(journal: Journal, prepared: Prepared, text: str | None) -> OrchestrationRow:
+    """The batch that is meant: by a prefix of its id, or the last one of this folder and script. Raises UnknownName."""
+    if text is not None:
+        found = journal.find_orchestrations(text)
+        row = journal.orchestration(found[0] if text == "last" and found else resolve_prefix(text, found))
+        if row is None or row.kind != "batch":
+            raise UnknownName("batch", text, hint="runaway ps --batches lists them")
+        return row
+    for row in journal.orchestrations(kind="batch"):
+        if json.loads(row.details).get("key") == prepared.key:
+            return row
+    raise UnknownName(
+        "batch",
+        prepared.options.script,
+        hint=f"no batch of it was begun in {prepared.cwd}; leave --resume away to begin one",
+    )
+
+
+def compare(
+    prepared: Prepared,
+    codes: list[str],
+    snapshot: str,
+    known: list[tuple[str, str, str]],
+    *,
+    retry_failed: bool,
+) -> Rest:
+    """What of a plan is new, kept, or no longer wanted.
+
+    Args:
+        codes: Snapshots whose verdicts count, `snapshot` among them.
+        known: (identity, state, id) of every execution of the batch.
+    """
+    verdicts: dict[str, str] = {}
+    live: dict[str, tuple[str, str]] = {}
+    for name, state, x in known:
+        if state in VERDICTS:
+            if verdicts.get(name) != "succeeded":
+                verdicts[name] = state
+        elif state not in ("cancelled", "lost"):
+            live[name] = (state, x)
+    rest = Rest()
+    wanted: set[str] = set()
+    for names, planned in _named(prepared, codes):
+        new_name = names[snapshot]
+        verdict = next((verdicts[name] for name in names.values() if name in verdicts), None)
+        if verdict == "succeeded" or (verdict is not None and not retry_failed):
+            rest.kept[verdict] = rest.kept.get(verdict, 0) + 1
+            continue
+        going = next(
+            (name for name in names.values() if name in live and live[name][0] not in NOT_STARTED), None
+        )
+        if going is None and new_name in live:
+            going = new_name
+        if going is not None:
+            wanted.add(going)
+        else:
+            rest.new.append((new_name, planned))
+    rest.withdrawn = [x for name, (state, x) in live.items() if state in NOT_STARTED and name not in wanted]
+    return rest
+
+
+def _named(prepared: Prepared, codes: list[str]) -> Iterator[tuple[dict[str, str], Planned]]:
+    """Each execution of the plan, with its identity under each code."""
+    lists = [identities(prepared.plan, code, prepared.script.argv, prepared.resources) for code in codes]
+    for several in zip(*lists, strict=True):
+        yield {code: name for code, (name, _) in zip(codes, several, strict=True)}, several[0][1]
+
+
+async def withdraw(driver: Driver, ids: list[str]) -> None:
+    """End what has not started: in the core where it is there, else in the journal."""
+    now = time.time()
+    record = json.dumps({"why": "no longer in the plan"})
+    changes = []
+    for x in ids:
+        execution = driver.executions.get(x)
+        if execution is not None:
+            execution.cancel()
+        else:
+            changes.append(Change(x, "cancelled", reason="cancelled", ended_at=now, record=record))
+    await driver.note(changes)
+
+
+def _keeps_verdicts(choice: str | None, row: OrchestrationRow, prepared: Prepared) -> bool:
+    if choice is None and sys.stdin.isatty():
+        print(
+            f"The code in {prepared.cwd} has changed since batch {row.id[:8]}. [k]eep its verdicts and go on with the new code, "
+            "or [r]un everything again? ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+        choice = {"k": "keep", "r": "rerun"}.get(sys.stdin.readline().strip().lower()[:1])
+    if choice is None:
+        raise SpecError(
+            f"the code in {prepared.cwd} has changed since batch {row.id[:8]}: say --code-changed keep (what has a verdict keeps "
+            "it, the rest runs with the new code) or --code-changed rerun (everything runs again)"
+        )
+    return choice == "keep"

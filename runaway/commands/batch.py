@@ -1,0 +1,104 @@
+"""`runaway batch REMOTE[,REMOTE...] SCRIPT [-- TEMPLATE]`: many executions, wherever a slot is free."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from runaway.options import Assignment, resources
+
+
+@click.command(context_settings={"allow_interspersed_args": True})
+@click.argument("remotes", metavar="REMOTE[,REMOTE...]")
+@click.argument("script")
+@click.argument("template", nargs=-1, type=click.UNPROCESSED)
+@click.option("--arguments-file", "-A", metavar="FILE", help="One template per line.")
+@click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    metavar="NAME=LIST",
+    help="A parameter: lr=0.1,0.01 or seed=0..9. May be repeated.",
+)
+@click.option("--csv", metavar="FILE", help="One execution per row; columns are parameters.")
+@click.option("--jsonl", metavar="FILE", help="One execution per line; fields are parameters.")
+@click.option("--repeats", "-x", type=click.IntRange(1), default=1, metavar="N", help="So many of each.")
+@click.option("--shuffle", is_flag=True, help="In another order.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Which other order.", show_default=True)
+@click.option(
+    "--output-folder", "-o", metavar="FOLDER", default=None,
+    help="Where results go, a pattern. [default: batch/$RUNAWAY_UUID]",
+)  # fmt: skip
+@click.option("--outputs-file", "-O", metavar="FILE", help="One output folder per line and execution.")
+@click.option(
+    "--remote-folder", "-r", metavar="FOLDER", default=None,
+    help="Where it runs on the host. [default: $RUNAWAY_PATH/$RUNAWAY_UUID]",
+)  # fmt: skip
+@click.option("--remotes-file", "-R", metavar="FILE", help="One remote folder per line and execution.")
+@click.option("--into-existing", is_flag=True, help="Output folders may hold files already.")
+@click.option(
+    "--send-ignore", "-s", metavar="FILE", help="Patterns of what is not sent, instead of every .sendignore."
+)
+@click.option(
+    "--fetch-ignore", "-f", metavar="FILE", help="Patterns of what is not fetched, instead of .fetchignore."
+)
+@click.option(
+    "--leave", "-l", type=click.Choice(["nothing", "code", "everything"]), default="nothing", show_default=True,
+    help="What stays on the hosts.",
+)  # fmt: skip
+@click.option(
+    "--on-local", "-L", "stay", is_flag=True, help="Leave results where they were made; fetch nothing."
+)
+@click.option("--no-env-read", is_flag=True, help="Do not pass RUNAWAY* variables of this environment on.")
+@click.option(
+    "--env", "-e", "variables", type=Assignment(), multiple=True, help="Set a variable for the executions."
+)
+@resources
+@click.option("--slots", type=click.IntRange(1), metavar="N", help="Executions at a time on each node.")
+@click.option(
+    "--retries", type=click.IntRange(0), default=2, metavar="N", show_default=True, help="Further attempts."
+)
+@click.option(
+    "--retry-on", metavar="REASONS", default="lost", show_default=True,
+    help="What is attempted again: lost, oom, signal, walltime, exit:N, separated by commas.",
+)  # fmt: skip
+@click.option("--max-failures", type=click.IntRange(1), metavar="N", help="Stop when so many have failed.")
+@click.option(
+    "--halt", type=click.Choice(["soon", "now"]), default="soon", show_default=True,
+    help="Stopping: start nothing new, or end what runs as well.",
+)  # fmt: skip
+@click.option(
+    "--resume", is_flag=True, help="Go on with the last batch of this script: only what has no verdict yet."
+)
+@click.option("--batch", metavar="BATCH", help="Which batch --resume means.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: also what failed.")
+@click.option(
+    "--code-changed", type=click.Choice(["keep", "rerun"]),
+    help="With --resume, when the code has changed: keep verdicts of the old code, or run everything again.",
+)  # fmt: skip
+@click.option("--yes", "-y", is_flag=True, help="Do not ask, also for millions of executions.")
+@click.option("--dry-run", "-n", is_flag=True, help="Print every command, folder and count; do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value per ended execution, one per line.")
+@click.option(
+    "--accept-new", is_flag=True, help="Trust the key of a host that is not known yet, and remember it."
+)
+@click.option("--verbose", "-V", is_flag=True, help="Say more.")
+@click.option("--silent", "-S", is_flag=True, help="Say errors only.")
+@click.option("--debug-ssh", is_flag=True, help="Say what happens on the SSH connections.")
+def command(retry_on: str, **options: Any) -> int:
+    """Run SCRIPT many times, with arguments from TEMPLATE, files or parameters, on whichever REMOTE has a slot free.
+
+    TEMPLATE: {a;b}+{c;d} makes ac, ad, bc, bd. Each execution's results, exit code, stdout and stderr go into a folder of its
+    own. The same command with --resume goes on where an interrupted one stopped.
+    """
+    import asyncio
+
+    from runaway.batches.options import BatchOptions
+    from runaway.batches.run import run_batch
+
+    reasons = tuple(part.strip() for part in retry_on.split(",") if part.strip())
+    status = asyncio.run(run_batch(BatchOptions(retry_on=reasons, **options)))
+    sys.stdout.flush()
+    return status
