@@ -30,6 +30,7 @@ class Outcomes:
     def __init__(self, outputs: Path, here: Path) -> None:
         self._outputs = outputs
         self._here = here
+        self._parsed: dict[str, patterns.Pattern] = {}
 
     async def __call__(self, ended: list[tuple[Execution, Result]]) -> None:
         """Write those that are wanted. Raises StorageError."""
@@ -45,17 +46,17 @@ class Outcomes:
         for execution, result in ended:
             folder = self.folder(execution, result)
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _write(folder / "ecode", f"{_code(result)}\n".encode())
+                os.makedirs(folder, exist_ok=True)
+                _write(f"{folder}/ecode", b"%s\n" % _code(result).encode())
                 for name, short, data, size in (
                     ("stdout", "out", result.stdout, result.stdout_bytes),
                     ("stderr", "err", result.stderr, result.stderr_bytes),
                 ):
-                    collected = self._outputs / result.id / short
-                    if len(data) < size and collected.exists():
-                        shutil.copyfile(collected, folder / name)
+                    collected = self._outputs / result.id / short if len(data) < size else None
+                    if collected is not None and collected.exists():
+                        shutil.copyfile(collected, f"{folder}/{name}")
                     else:
-                        _write(folder / name, data)
+                        _write(f"{folder}/{name}", data)
             except OSError as error:
                 raise StorageError(
                     "this machine",
@@ -64,10 +65,10 @@ class Outcomes:
                     "writing what an execution left",
                 ) from error
 
-    def folder(self, execution: Execution, result: Result) -> Path:
+    def folder(self, execution: Execution, result: Result) -> str:
         """Where it goes, now that everything is known."""
         if result.output_folder:
-            return Path(result.output_folder)
+            return result.output_folder
         spec = execution.spec
         values = {
             **spec.env,
@@ -81,14 +82,24 @@ class Outcomes:
             "RUNAWAY_NODE_ID": result.node,
             "RUNAWAY_HANDLE_ID": str(result.slot),
         }
-        text = patterns.parse_output(spec.outcome_folder, values).fill(values)
-        return Path(os.path.join(self._here, text))
+        # Which names are known is the same for all of a batch; so is the pattern, mostly.
+        pattern = self._parsed.get(spec.outcome_folder)
+        if pattern is None:
+            if len(self._parsed) > 100:
+                self._parsed.clear()
+            pattern = self._parsed[spec.outcome_folder] = patterns.parse_output(spec.outcome_folder, values)
+        return os.path.join(self._here, pattern.fill(values))
 
 
 def _code(result: Result) -> str:
     return NO_CODE.get(result.state, str(result.exit_status))
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
+def _write(path: str, data: bytes) -> None:
+    """Like `Path.write_bytes`, at a third of its price: three of these are most of what an ended execution costs here."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
