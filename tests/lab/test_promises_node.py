@@ -118,6 +118,33 @@ def test_the_exit_code_comes_home_from_a_full_disk_and_the_agent_works_on(
         assert [process.pid for process in agents(node)] == before
 
 
+@pytest.mark.parametrize("what", ["blocks", "inodes"])
+def test_the_fallback_brings_the_exit_code_home_from_a_full_disk_as_well(
+    node: Host, asker: Person, what: str
+) -> None:
+    options, fill = SMALL[what]
+    node.bind("/bin/false", "/usr/bin/python3")
+    try:
+        with home_of(node, options):
+            asker.write("run.sh", FILLS)
+            # The second time what was set aside has been used once.
+            for _ in range(2):
+                done = asker.run("exec", "h1", "run.sh")
+                assert done.returncode == 3, told(done)
+                assert "the node's disk is full: /root/" in told(done)
+                for each in asker.folder.glob("made*"):
+                    each.unlink()
+            node.run(fill)
+            done = asker.run("exec", "h1", "echo", "--", "never")
+            assert (done.returncode, done.stdout) == (255, b"")
+            assert "/root/" in told(done)
+            node.run("rm -f /root/.full*")
+            done = asker.run("exec", "h1", "echo", "--", "room")
+            assert (done.returncode, done.stdout) == (0, b"room\n"), told(done)
+    finally:
+        node.unbind("/usr/bin/python3")
+
+
 def test_what_runs_on_a_disk_that_gives_up_ends_with_its_own_code(node: Host, asker: Person) -> None:
     with ext4_home(node) as give_up:
         running = waiting(asker)

@@ -28,6 +28,7 @@
 #   owners/OWNER     events not yet acknowledged, one a line
 #   seen/OWNER       boot id, and when on the clock below it was last there
 #   runs/ID.ATTEMPT/ head (what the keeper needs), script (what is run), seq, claim, out, err, verdict, ...
+#   spare/           set aside for a full disk, see keep_room
 #   sessions/PID.START/  out (lines on their way to one client), bell (FIFO: there are new ones)
 #
 # Files are written under another name and renamed; what only one may have is made by `ln`, whole and at once. Nothing here
@@ -69,6 +70,17 @@ nap() { sleep 0.1 2>/dev/null || sleep 1; }
 size_of() { if [ -f "$1" ]; then echo $(($(wc -c <"$1"))); else echo 0; fi; }
 
 put() { printf '%s\n' "$2" >"$1.$$" && mv -f "$1.$$" "$1"; }
+
+# keep_room FOLDER: set aside what verdicts and events need on a disk that is full, in files, since names run out as well.
+keep_room() {
+    [ ! -d "$1" ] || return 0
+    rm -rf "$1.new"
+    mkdir "$1.new" 2>/dev/null || return 0
+    for page in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do
+        dd if=/dev/zero of="$1.new/$page" bs=4096 count=1 2>/dev/null || { rm -rf "$1.new"; return 0; }
+    done
+    mv "$1.new" "$1"
+}
 
 # claim FILE LINE: make it, whole and at once, or fail because it is there.
 claim() {

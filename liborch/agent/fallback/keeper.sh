@@ -5,18 +5,32 @@
 say() {
     number=$((number + 1))
     line="E $number $2 $3 $4 $5 $6 $7 $8"
-    printf '%s\n' "$line" >>"owners/$1"
+    append "owners/$1" "$line"
     for sub in $subs; do
         [ "${sub#*:}" = "$1" ] && post "${sub%%:*}" "$line"
     done
     return 0
 }
 
+# append FILE LINE: at its end, whole. On a full disk a line may be cut: then without the cut one, once there is room.
+append() {
+    printf '%s\n' "$2" >>"$1" && return 0
+    rm -rf spare
+    until { [ ! -f "$1" ] || whole_lines "$1"; } >"$1.whole" && printf '%s\n' "$2" >>"$1.whole" && mv -f "$1.whole" "$1"; do
+        nap
+    done
+}
+
+whole_lines() {
+    while IFS= read -r whole; do printf '%s\n' "$whole" || return 1; done <"$1"
+    return 0
+}
+
 # post SESSION LINE
 post() {
     if [ -d "sessions/$1" ]; then
-        printf '%s\n' "$2" >>"sessions/$1/out"
-        ring "$1"
+        # One that cannot be told has to come again: it then hears all of it.
+        if printf '%s\n' "$2" >>"sessions/$1/out"; then ring "$1"; else end_session "$1"; fi
     else
         left=
         for sub in $subs; do [ "${sub%%:*}" = "$1" ] || left="$left $sub"; done
@@ -41,6 +55,11 @@ on_order() {
     put "spool/$1/seq" "$order"
     mv "spool/$1" "runs/$key"
     take_in "$key"
+}
+
+# on_unwritten OWNER ID ATTEMPT: an order for which there was no room.
+on_unwritten() {
+    [ -d "runs/$2.$3" ] || say "$1" ended "$2" "$3" 0 0 0 "reason=node${tab}why=$state: an order cannot be written: the node's disk is full"
 }
 
 take_in() {
@@ -123,6 +142,7 @@ give_back() {
 }
 
 start() {
+    keep_room spare
     put "runs/$1/slot" "$2"
     running="$running $1"
     launch run "$state/runs/$1" "$2"
@@ -403,7 +423,7 @@ do_keeper() {
         verb=$1
         shift
         case $verb in
-        attach | order | recall | cancel | pause | resume | ack | unhold | forget | status | begun | ended | free | tick) "on_$verb" "$@" ;;
+        attach | order | unwritten | recall | cancel | pause | resume | ack | unhold | forget | status | begun | ended | free | tick) "on_$verb" "$@" ;;
         drop)
             : >"runs/$1.$2/dropped" 2>/dev/null
             [ ! -e "runs/$1.$2/acked" ] || forget_run "$1.$2"

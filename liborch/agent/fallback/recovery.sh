@@ -99,6 +99,7 @@ lose() {
 # Every few seconds: is everybody still there, is there still something to do?
 on_tick() {
     is_ours || exit 0
+    keep_room spare
     unclaimed=
     for each in $running; do
         if [ -e "runs/$each/claim" ]; then

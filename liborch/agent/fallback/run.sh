@@ -55,7 +55,14 @@ do_run() {
     [ -f pid ] && [ "$leads" = no ] && verdict="$verdict${tab}means=mark"
     note=0
     [ "$outcome" = - ] || note=$(size_of outcome)
-    put verdict "$(size_of out) $(size_of err) $note $verdict"
+    until put verdict "$(size_of out) $(size_of err) $note $verdict" 2>/dev/null; do
+        case $verdict in
+        *"disk is full"*) nap ;;
+        *why=*) verdict="$verdict; the node's disk is full: $dir" ;;
+        *) verdict="$verdict${tab}why=the node's disk is full: $dir" ;;
+        esac
+        rm -rf ../../spare
+    done
     tell_keeper ended "$key"
     [ -z "$timer" ] || kill "$timer" 2>/dev/null
     if [ "$keep" = - ] && is_left . "$key"; then

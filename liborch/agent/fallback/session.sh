@@ -16,6 +16,12 @@ make_state() {
     [ -p ctl ] || mkfifo ctl 2>/dev/null || [ -p ctl ] || { echo "failed mkfifo $state/ctl"; exit 1; }
 }
 
+# What executions inherit from this login.
+write_login() {
+    printf '%s\nunset SSH_AUTH_SOCK SSH_CONNECTION SSH_CLIENT SSH_TTY SHLVL OLDPWD\n' "$orchestra_environment" >"environment.$$" &&
+        mv -f "environment.$$" environment && put mask "$orchestra_umask"
+} 2>/dev/null
+
 # Start a keeper where there is none, and wait until it listens; sets `keeper` to who it is. Busy nodes take their time.
 reach_keeper() {
     tries=0
@@ -90,10 +96,11 @@ do_session() {
     # First this, then the look for a keeper: see `leave`.
     mkdir -p "sessions/$self"
     trap 'rm -rf "$state/sessions/$self"' EXIT
-    printf '%s\n' "$orchestra_environment" >"environment.$$"
-    printf 'unset SSH_AUTH_SOCK SSH_CONNECTION SSH_CLIENT SSH_TTY SHLVL OLDPWD\n' >>"environment.$$"
-    mv -f "environment.$$" environment
-    put mask "$orchestra_umask"
+    if ! write_login && ! { rm -rf spare; write_login; }; then
+        rm -f "environment.$$" "mask.$$"
+        echo "failed $state: cannot be written: the node's disk is full or read-only"
+        exit 1
+    fi
     reach_keeper
     cd "sessions/$self" || exit 1
     mkfifo bell
@@ -122,11 +129,19 @@ do_session() {
             dir=$state/spool/$self.$count
             marker=$2
             shift 2
-            mkdir "$dir"
-            put "$dir/head" "$*"
-            while IFS= read -r text && [ "$text" != "$marker" ]; do printf '%s\n' "$text"; done >"$dir/script"
+            written=yes text=
+            mkdir "$dir" && put "$dir/head" "$*" || written=
+            if ! { while IFS= read -r text && [ "$text" != "$marker" ]; do printf '%s\n' "$text" || written=; done >"$dir/script"; }; then
+                written=
+                while [ "$text" != "$marker" ] && IFS= read -r text; do :; done
+            fi
             [ "${text-}" = "$marker" ] || break
-            tell "order $self.$count"
+            if [ -n "$written" ]; then
+                tell "order $self.$count"
+            else
+                rm -rf "$dir"
+                tell "unwritten $3 $1 $2"
+            fi
             ;;
         values)
             # The login's variables, by name: NUL-ended values.
@@ -167,7 +182,8 @@ watch_keeper() {
 do_follow() {
     make_state
     dir=$state/runs/$1 out=$2 err=$3 waited=0
-    trap 'rm -f "$state/piece.$$"' EXIT HUP TERM INT PIPE
+    piece=$state/piece.$$
+    trap 'rm -f "$piece"' EXIT HUP TERM INT PIPE
     while :; do
         final=
         if [ -f "$dir/verdict" ]; then
@@ -198,12 +214,16 @@ pieces() {
     [ "$length" -gt "$at" ] || return 1
     # Whole blocks, as dd counts them; what the client has already it passes over.
     from=$((at / 65536))
-    dd if="$dir/$1" of="$state/piece.$$" bs=65536 skip=$from count=16 2>/dev/null || return 1
-    got=$(wc -c <"$state/piece.$$")
+    if ! dd if="$dir/$1" of="$piece" bs=65536 skip=$from count=16 2>/dev/null; then
+        # The disk that holds the output is full: another may have room for a piece of it.
+        rm -f "$piece"
+        piece=$(mktemp) && dd if="$dir/$1" of="$piece" bs=65536 skip=$from count=16 2>/dev/null || return 1
+    fi
+    got=$(wc -c <"$piece")
     [ $((from * 65536 + got)) -gt "$at" ] || return 1
     # Survivors of the execution may have written more since the verdict.
     if [ -n "$final" ] && [ $((from * 65536 + got)) -gt "$length" ]; then got=$((length - from * 65536)); fi
     printf '%s %s %s\n' "$1" $((from * 65536)) $((got))
-    piece "$state/piece.$$" $((got)) || exit 0
+    piece "$piece" $((got)) || exit 0
     at=$((from * 65536 + got))
 }
