@@ -18,6 +18,7 @@ from typing import Any
 
 from liborch.drive.execution import Execution
 from liborch.drive.ground import as_ours
+from liborch.drive.link import FrameLink
 from liborch.drive.results import Result
 from liborch.errors import OrchestraError, WorldError
 from liborch.host import Host, open_host
@@ -219,6 +220,11 @@ class Bridge:
             async with open_host(host, listener=self._hear, **options) as self._host:
                 opened.set_result(None)
                 await self._over.wait()
+                links = [target.link for target in self._host._driver.targets.values()]
+            for link in links:
+                if isinstance(link, FrameLink):
+                    # A thread of asyncio's waits for the relay of a local node, and would outlive the loop.
+                    await link.wait_closed()
             # Leaving has settled whatever was not over.
             while self._tasks:
                 await asyncio.wait(self._tasks)

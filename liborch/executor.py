@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -54,7 +55,8 @@ class Executor(futures.Executor):
 
     Args:
         host: `local`, an SSH alias, user@name:port, a profile's name, or a profile.
-        python: The interpreter on the host that calls functions: a name on its PATH, or a path.
+        python: The interpreter on the host that calls functions: a name on its PATH, or a path. None: `python3`, and on
+            `local` the one that runs this.
         environment, where, policy, limits, accept_new, title: As for `open_host`.
         options: Of every execution, where `submit` does not say otherwise: `cpus`, `memory_bytes`, `gpus`, `numa`, and the
             fields of ExecutionSpec.
@@ -69,7 +71,7 @@ class Executor(futures.Executor):
         self,
         host: str | HostProfile,
         *,
-        python: str = "python3",
+        python: str | None = None,
         environment: dict[str, str] | None = None,
         where: Places | None = None,
         policy: Any = None,
@@ -80,7 +82,7 @@ class Executor(futures.Executor):
     ) -> None:
         self._options = options
         self._plain = _spec(("true",), options)
-        self._calls = Calls(python)
+        self._calls = Calls(python or (sys.executable if host == "local" else "python3"))
         self._bridge = Bridge(
             host,
             where=where or places(environment),

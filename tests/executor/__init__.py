@@ -1,0 +1,1 @@
+"""The executor: hosts for programs that are not asyncio."""
