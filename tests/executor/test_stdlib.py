@@ -1,7 +1,11 @@
 """The standard library's own tests of executors, run against ours. They are imported from where Python or Debian has them.
 
-Where neither does (Debian: libpython3.X-testsuite), these are skipped; the same is told in our own words by the other files
-here. Left out of the standard library's classes is what asks for something that only threads or processes of this machine have.
+Where neither does, these are skipped; the same is told in our own words by the other files here. Debian has them in
+libpython3.X-testsuite, of which unpacking is enough:
+
+    apt-get download libpython3.11-testsuite && dpkg-deb -x libpython3.11-testsuite_*.deb build/testsuite
+
+Left out of the standard library's classes is what asks for something that only threads or processes of this machine have.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import pytest
 import liborch
 from liborch.functions import RemoteTraceback
 from liborch.specs import HostProfile, SlotSpec
+from tests.agent.harness import until
 from tests.drive.conftest import Here
 
 #: Why a test of theirs is none for us.
@@ -31,7 +36,6 @@ NOT_OURS = {
     "test_hang_gh83386": "the same",
     # Of the later versions of Python.
     "test_hang_gh94440": "the same",
-    "test_idle_process_reuse_one": "counts processes of a pool",
 }
 
 
@@ -39,10 +43,11 @@ def find(*modules: str) -> ModuleType | None:
     """The first of these modules of `test.test_concurrent_futures` that there is; "" is itself."""
     import test
 
-    folder = Path(f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}/test")
-    if folder.is_dir() and str(folder) not in test.__path__:
-        # Behind our own: only what is missing there is looked for in it.
-        test.__path__.append(str(folder))
+    place = f"usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}/test"
+    for folder in (Path("/") / place, Path(__file__).parents[2] / "build" / "testsuite" / place):
+        if folder.is_dir() and str(folder) not in test.__path__:
+            # Behind our own: only what is missing there is looked for in it.
+            test.__path__.append(str(folder))
     for name in modules:
         full = ".".join(filter(None, ("test.test_concurrent_futures", name)))
         try:
@@ -65,6 +70,10 @@ class _Missing:
     @pytest.mark.skip(reason="the standard library's tests are not installed")
     def test_is_there(self) -> None:
         """Says that something is missing."""
+
+    @pytest.mark.skip(reason="the standard library's tests are not installed")
+    def test_cancel_futures(self) -> None:
+        """For who adds something to it."""
 
 
 def our_executor(max_workers: int = 2) -> liborch.Executor:
@@ -119,6 +128,21 @@ class TestTheirExecutor(theirs("executor", "ExecutorTest"), Ours):  # type: igno
 class TestTheirShutdown(theirs("test_shutdown", "ExecutorShutdownTest"), Ours):  # type: ignore[misc]
     """`shutdown`."""
 
+    def test_cancel_futures(self) -> None:
+        # Theirs takes for granted that some of what was submitted runs by now; a host takes a moment.
+        shutdown = self.executor.shutdown
+
+        def with_some_running(**options: Any) -> None:
+            if options:
+                until(
+                    "a start", lambda: any(future.running() for future in list(self.executor._bridge._live))
+                )
+            shutdown(**options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.executor, "shutdown", with_some_running)
+            super().test_cancel_futures()
+
 
 def of_processes(name: str) -> Any:
     """One test of theirs for pools of processes, which ours can pass as well."""
@@ -141,4 +165,7 @@ class TestTheirProcesses(Ours):
 
     @staticmethod
     def _test_traceback() -> None:
-        raise RuntimeError(123)  # some comment
+        # As theirs has it, to the letter.
+        # fmt: off
+        raise RuntimeError(123) # some comment
+        # fmt: on
