@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PI = EXAMPLES / "pi" / "pi.py"
 TRAIN = EXAMPLES / "training" / "train.py"
 EMBED = EXAMPLES / "embed" / "sweep.py"
+ESTIMATE = EXAMPLES / "executor" / "estimate.py"
 
 METRICS = ("metrics.json", "metrics.csv", "checkpoint.json")
 
@@ -150,6 +151,23 @@ def test_training_refuses_what_is_no_checkpoint(tmp_path: Path, text: str) -> No
     assert done.returncode == 1
     assert "other.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_executor_example_says_what_its_readme_shows(person: Person) -> None:
+    done = run(ESTIMATE, person.folder, environment=person.environment)
+    assert done.returncode == 0, done.stderr
+    assert f"```\n{done.stdout}```" in (ESTIMATE.parent / "README.md").read_text()
+
+
+def test_executor_of_the_readme_runs_as_it_stands(person: Person) -> None:
+    text = (EXAMPLES.parent / "README.md").read_text()
+    code = re.search(
+        r"^```python\n(import liborch\n\nwith liborch.Executor.*?)^```", text, re.DOTALL | re.MULTILINE
+    )
+    assert code is not None
+    script = person.write("shown.py", code[1])
+    done = run(script, person.folder, environment=person.environment)
+    assert done.stdout.splitlines() == ["[0, 1, 2]", "[0, 1, 4, 9, 16, 25, 36, 49]"], done.stderr
 
 
 @pytest.mark.skipif(not hasattr(liborch, "open_host"), reason="liborch.open_host is not there yet")
