@@ -29,6 +29,8 @@ class NewExecution(msgspec.Struct, frozen=True, gc=False):
     #: JSON text.
     spec: str
     state: str = "waiting"
+    #: Id of one that ended and that this one is instead of; from then on that one does not count.
+    replaces: str | None = None
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):

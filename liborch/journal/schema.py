@@ -10,6 +10,9 @@ the lower 32. So one orchestration is one range, in order, without an index.
 transaction. Specs lie apart because an update rewrites its whole row, and a spec never changes. What the executions of
 a batch have in common is told once, in `orchestrations.common`; their own specs are then JSON merge patches
 (RFC 7396) of it, and are read whole.
+
+`replaced` is 1 for an execution that ended and that another one of its orchestration was submitted instead of: what failed
+and is tried again by `--resume`. It stays on record, and counts no more.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sqlite3
 #: "orch" in ASCII.
 APPLICATION_ID = 0x6F726368
 #: Raised with every change of the tables; each step gets an entry in MIGRATIONS.
-VERSION = 2
+VERSION = 3
 
 #: Bits of a place that number things inside one orchestration.
 PLACE_BITS = 32
@@ -58,11 +61,14 @@ TABLES = (
         submitted_at REAL NOT NULL,
         started_at REAL,
         ended_at REAL,
-        record TEXT
+        record TEXT,
+        replaced INTEGER
     )""",
     "CREATE TABLE specs (place INTEGER PRIMARY KEY, spec TEXT NOT NULL)",
     # What is going on now, found without reading a million ended rows.
     "CREATE INDEX live ON executions(place) WHERE ended_at IS NULL",
+    # How a batch stands is counted here, a million in a tenth of a second; written once in an execution's life.
+    "CREATE INDEX ended ON executions(place >> 32, replaced, state, ended_at) WHERE ended_at IS NOT NULL",
 )
 
 #: {version: statements that lead from it to the next}.
@@ -71,6 +77,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     0: ("CREATE INDEX live ON executions(place) WHERE ended_at IS NULL",),
     # Version 1 had only whole specs.
     1: ("ALTER TABLE orchestrations ADD COLUMN common TEXT",),
+    # Version 2 could not count what ended, nor tell what was done again by another execution.
+    2: (
+        "ALTER TABLE executions ADD COLUMN replaced INTEGER",
+        "CREATE INDEX ended ON executions(place >> 32, replaced, state, ended_at) WHERE ended_at IS NOT NULL",
+    ),
 }
 
 

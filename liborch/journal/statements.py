@@ -17,6 +17,7 @@ INSERT_EVENTS = "INSERT INTO events (place, at, count, crc, payload) VALUES (?, 
 INSERT_EXECUTIONS = (
     "INSERT INTO executions (place, id, state, host, label, submitted_at) VALUES (?, ?, ?, ?, ?, ?)"
 )
+REPLACE = "UPDATE executions SET replaced = 1 WHERE id = ?"
 INSERT_SPECS = "INSERT INTO specs (place, spec) VALUES (?, ?)"
 # Two updates: the one that comes in the middle of a life leaves `ended_at` and with it the index of live ones alone.
 UPDATE_LIVE = """UPDATE executions SET state = ?, reason = coalesce(?, reason), exit_code = coalesce(?, exit_code),

@@ -1,7 +1,7 @@
 """The journal itself: one SQLite connection, used from one thread.
 
 Writing is `begin`, `commit` and `end`, each one transaction. Several processes may use one journal; each drives its
-own orchestrations (`liborch.journal.locks` sees to that). Questions are in `liborch.journal.reading`, opening and checking is in `liborch.journal.opening`, the
+own orchestrations (`liborch.journal.locks` sees to that). Questions are in `liborch.journal.reading` and `counting`, opening and checking is in `liborch.journal.opening`, the
 asyncio side in `liborch.journal.writer`.
 """
 
@@ -20,8 +20,9 @@ from typing import Self, TypeVar
 
 from liborch.errors import InvariantError, JournalError
 from liborch.journal import statements
+from liborch.journal.counting import Counter
 from liborch.journal.opening import Opened, open_for_reading, open_for_writing, wal_path
-from liborch.journal.reading import Reader, text_in
+from liborch.journal.reading import text_in
 from liborch.journal.rows import Group, Kind, OrchestrationState
 from liborch.journal.schema import PLACE_BITS
 from liborch.journal.storage import translate
@@ -32,7 +33,7 @@ T = TypeVar("T")
 _FORGET_AT_ONCE = 20_000
 
 
-class Journal(Reader):
+class Journal(Counter):
     """One connection to a journal. Not for two threads at a time."""
 
     def __init__(self, path: Path, opened: Opened | None, readonly: bool) -> None:
@@ -207,6 +208,7 @@ class Journal(Reader):
         events: list[statements.Row] = []
         executions: list[statements.Row] = []
         specs: list[statements.Row] = []
+        replaced: list[statements.Row] = []
         nexts: dict[str, int] = {}
         for group in groups:
             place = nexts.get(group.orchestration)
@@ -219,10 +221,12 @@ class Journal(Reader):
                 rows, texts = statements.execution_rows(group.new, base, group.at)
                 executions += rows
                 specs += texts
+                replaced += ((each.replaces,) for each in group.new if each.replaces is not None)
         live, final = statements.change_rows(change for group in groups for change in group.changed)
         run(db, statements.INSERT_EVENTS, events)
         run(db, statements.INSERT_EXECUTIONS, executions)
         run(db, statements.INSERT_SPECS, specs)
+        run(db, statements.REPLACE, replaced)
         for statement, rows in ((statements.UPDATE_LIVE, live), (statements.UPDATE_FINAL, final)):
             touched = run(db, statement, rows)
             if touched != len(rows):
