@@ -20,6 +20,7 @@ from liborch.core.placement import Placement
 from liborch.core.tables import AT_NODE, EXECUTION_TRANSITIONS, LINK_TRANSITIONS, NODE_TRANSITIONS
 from liborch.core.things import Item, Node, Policy
 from liborch.errors import IllegalTransition
+from liborch.quantities import format_duration
 
 
 class Orchestration(Placement):
@@ -34,6 +35,8 @@ class Orchestration(Placement):
         super().__init__(policy, rng)
         #: {slot request: ids of the executions inside it}
         self._tenants: dict[str, dict[str, None]] = {}
+        #: (when, node number) of nodes out of reach: to be looked at then; outdated entries are skipped.
+        self._give_ups: list[tuple[float, int]] = []
         #: Nothing new is started.
         self.draining = False
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
@@ -85,6 +88,11 @@ class Orchestration(Placement):
         while retries and self._by_number[retries[0][1]].retry_at != retries[0][0]:
             heapq.heappop(retries)
         first = retries[0][0] if retries else None
+        give_ups = self._give_ups
+        while give_ups and self._by_number[give_ups[0][1]].down_at is None:
+            heapq.heappop(give_ups)
+        if give_ups and (first is None or give_ups[0][0] < first):
+            first = give_ups[0][0]
         if (
             self._donors
             and self._index
@@ -177,6 +185,7 @@ class Orchestration(Placement):
             return
         self._move_node(node, "known")
         node.failures = 0
+        node.down_at = None
         node.ever_open = True
         node.why = ""
         node.state_id = event.state_id
@@ -250,6 +259,7 @@ class Orchestration(Placement):
             return
         self._move_link(node, "torn")
         node.why = event.why
+        self._note_down(node)
         ceiling = min(
             self.policy.backoff_cap_s, self.policy.backoff_base_s * 2.0 ** min(node.failures - 1, 20)
         )
@@ -265,6 +275,7 @@ class Orchestration(Placement):
     def _refuse_link(self, node: Node, why: str) -> None:
         self._move_link(node, "refused")
         node.why = why
+        self._note_down(node)
         node.retry_at = None
         self._refresh(node)
         for item in list(node.items.values()):
@@ -288,6 +299,28 @@ class Orchestration(Placement):
                 if node.link == "OPEN":
                     self._out.append(act.Recall(item.x, item.attempt, node.name))
 
+    def _note_down(self, node: Node) -> None:
+        if node.down_at is None and node.items:
+            node.down_at = self._now
+            self._look_later(node)
+
+    def _look_later(self, node: Node) -> None:
+        if self.policy.give_up_s is not None:
+            heapq.heappush(self._give_ups, (self._now + self.policy.give_up_s, node.number))
+
+    def _give_up(self, node: Node) -> None:
+        """A node was out of reach for so long that what is on it is done elsewhere. It stays in use, should it come back."""
+        assert self.policy.give_up_s is not None
+        if node.down_at is None or node.down_at + self.policy.give_up_s > self._now:
+            return
+        if any(other.is_usable for other in self._by_number):
+            node.down_at = None
+            self._lose_items(
+                node, f"{node.name} was out of reach for {format_duration(self.policy.give_up_s)}"
+            )
+        else:
+            self._look_later(node)
+
     def _node_lost(self, event: ev.NodeLost) -> None:
         node = self.nodes[event.node]
         if node.state == "LOST":
@@ -295,6 +328,11 @@ class Orchestration(Placement):
         self._move_node(node, "lost")
         node.why = event.why
         node.retry_at = None
+        self._lose_items(node, event.why)
+        self._refresh(node)
+        self._nodes_changed()
+
+    def _lose_items(self, node: Node, why: str) -> None:
         for item in list(node.items.values()):
             if self._is_unsaid(item):
                 self._back_to_queue(item, "node_lost")
@@ -302,11 +340,9 @@ class Orchestration(Placement):
             ended = item.ended
             self._leave_node(item)
             if ended is not None:
-                self._conclude(item, ended[0], ended[1], f"its results are lost with the node: {event.why}")
+                self._conclude(item, ended[0], ended[1], f"its results are lost with the node: {why}")
             else:
-                self._conclude(item, "cancelled" if item.cancelling else "lost", None, event.why)
-        self._refresh(node)
-        self._nodes_changed()
+                self._conclude(item, "cancelled" if item.cancelling else "lost", None, why)
 
     def _restarted(self, _event: ev.Restarted) -> None:
         self.draining = False
@@ -317,6 +353,8 @@ class Orchestration(Placement):
             node.failures = 0
             # Where something of ours is, or was: it was reached once, and is tried until it is reached again.
             node.ever_open = bool(node.items)
+            node.down_at = None
+            self._note_down(node)
             self._refresh(node)
         if self.items:
             self._connect_all()
@@ -328,6 +366,9 @@ class Orchestration(Placement):
             node = self._by_number[number]
             if node.retry_at == when:
                 self._connect(node)
+        while self._give_ups and self._give_ups[0][0] <= self._now:
+            _when, number = heapq.heappop(self._give_ups)
+            self._give_up(self._by_number[number])
 
     # ------------------------------------------------------------------ requests
 

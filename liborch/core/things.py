@@ -18,6 +18,8 @@ class Policy(msgspec.Struct, frozen=True):
     backoff_cap_s: float = 30.0
     #: A node that was never reached is refused after so many tries; one that was reached once is tried for ever.
     first_attempts: int = 5
+    #: What is on a node that was out of reach for so long is lost, while another node can be reached; None: never.
+    give_up_s: float | None = None
     #: Orders handed ahead of free slots are meant to last so long.
     ahead_s: float = 0.25
     #: Most orders handed ahead per node.
@@ -107,6 +109,7 @@ class Node:
     __slots__ = (
         "ahead",
         "cpus",
+        "down_at",
         "ever_open",
         "failures",
         "free_cpus",
@@ -136,6 +139,8 @@ class Node:
         self.number = number
         self.state = "UNKNOWN"
         self.link = "CLOSED"
+        #: Out of reach since then, through however many tries; None: it is not, or nothing of ours is there.
+        self.down_at: float | None = None
         self.cpus = self.memory_bytes = self.gpus = 0
         self.free_cpus = self.free_memory = self.free_gpus = 0
         self.state_id = ""

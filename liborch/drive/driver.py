@@ -221,6 +221,17 @@ class Driver(Rounds):
             return execution.ordered == ordered
         return False
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether some node can be used now. Raises what stands in the way when none can be, until a person does something."""
+        if any(node.is_usable for node in self.core.nodes.values()):
+            return True
+        errors = [target.error for target in self.targets.values()]
+        refused = [node.link == "REFUSED" for node in self.core.nodes.values()]
+        if refused and all(refused) and errors[0] is not None:
+            raise errors[0]
+        return False
+
     async def sweep(self) -> None:
         """Remove from the nodes that are linked what was sent to them and is not needed any more. Best effort."""
         for target in self.targets.values():

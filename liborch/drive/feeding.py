@@ -59,11 +59,20 @@ class Feeder:
         self._stopped = True
         self._news.set()
 
+    async def _has_somewhere_to_go(self) -> bool:
+        """Wait for the first node: a host that is down must not fail what waits for it. False: stopped meanwhile."""
+        driver = self._driver
+        if not self.submitted:
+            driver.connect()
+            while not self._stopped and not driver.is_linked:
+                await driver.turned()
+        return not self._stopped
+
     async def run(self) -> None:
         """Submit everything that is planned. Returns when all is, or after `stop`. Cancelling leaves the rest planned.
 
         Raises:
-            OrchestraError: The driver has ended; the journal cannot be read.
+            OrchestraError: No node can be used, before the first one could; the driver has ended; the journal cannot be read.
         """
         driver = self._driver
         while not self._stopped:
@@ -79,6 +88,8 @@ class Feeder:
                     return
                 await self._news.wait()
                 continue
+            if not await self._has_somewhere_to_go():
+                return
             for row in rows:
                 driver.submit_planned(row.id, spec_from_json(row.spec), row.host, batch=self._batch)
             self._after = rows[-1].number

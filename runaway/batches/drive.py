@@ -22,15 +22,19 @@ from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.feeding import Feeder
 from liborch.drive.results import Result
+from liborch.errors import OrchestraError
 from liborch.places import Places
 from runaway.batches.outcomes import Outcomes
+from runaway.batches.post import PostCommands
 from runaway.batches.progress import Progress
 from runaway.messages import Messages
 
 #: Ending what runs may take so long, in seconds, before we leave.
 ENDING_S = 30.0
 #: A host that was never reached is given up after so many tries; the others carry the batch.
-POLICY = Policy(first_attempts=5)
+FIRST_ATTEMPTS = 5
+#: What is on a node out of reach for so long is done elsewhere, in seconds.
+GIVE_UP_S = 1800.0
 
 State = Literal["going", "draining", "ending", "left"]
 
@@ -44,6 +48,7 @@ class Batch:
         count: How many executions there are in all, as far as known.
         max_failures: Stop when so many have failed.
         halt: What stopping means.
+        give_up_s: What is on a node out of reach for so long is done elsewhere, if there is another.
         as_json: Tell each end as a line of JSON.
     """
 
@@ -57,6 +62,7 @@ class Batch:
         count: int,
         max_failures: int | None = None,
         halt: str = "soon",
+        give_up_s: float = GIVE_UP_S,
         as_json: bool = False,
     ) -> None:
         self.id = batch_id
@@ -65,8 +71,11 @@ class Batch:
         self._messages = messages
         self._max_failures = max_failures
         self._halt = halt
+        self._policy = Policy(first_attempts=FIRST_ATTEMPTS, give_up_s=give_up_s)
         self._as_json = as_json
         self._outcomes = Outcomes(folders.state / "outputs", cwd)
+        self._posts = PostCommands(self._outcomes, cwd, self.progress.count_post)
+        self.progress.posts_under_way = lambda: self._posts.under_way
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._driver: Driver | None = None
         self._interrupted = False
@@ -74,7 +83,7 @@ class Batch:
 
     def options_for_driver(self) -> dict[str, Any]:
         """What the driver is made with."""
-        return {"listener": self._hear, "before_record": self._ended, "policy": POLICY}
+        return {"listener": self._hear, "before_record": self._ended, "afterwards": self._posts, "policy": self._policy}
 
     async def see_through(
         self, driver: Driver, enter: Callable[[Feeder], Coroutine[Any, Any, None]], *, first: int = 1
@@ -106,19 +115,35 @@ class Batch:
             work.cancel()
             showing.cancel()
             await asyncio.gather(work, showing, return_exceptions=True)
+            await self._posts.close()
         return await self._conclude(driver)
 
     async def _work(
         self, driver: Driver, feeder: Feeder, enter: Callable[[Feeder], Coroutine[Any, Any, None]]
     ) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(enter(feeder))
-            group.create_task(feeder.run())
+        entering = asyncio.ensure_future(enter(feeder))
+        try:
+            await feeder.run()
+            await entering
+        except OrchestraError:
+            # All of the plan is on record, for whoever goes on.
+            await entering
+            driver.detached = True
+            self._say_left()
+            raise
+        finally:
+            entering.cancel()
+            await asyncio.gather(entering, return_exceptions=True)
         driver.has_plan = not feeder.is_done
-        while driver.executions and not driver.core.is_drained:
+        while driver.executions and not self._is_drained(driver):
             await driver.turned()
         if not driver.executions:
             await driver.wait_idle()
+
+    def _is_drained(self, driver: Driver) -> bool:
+        """What is left is left to the next client: it waits, or its post command was ended with us."""
+        core = driver.core
+        return core.draining and core.counts["WAITING"] + len(self._posts.abandoned) == len(core.items)
 
     async def _conclude(self, driver: Driver) -> int:
         progress = self.progress
@@ -131,7 +156,7 @@ class Batch:
             await driver.sweep()
         if self._interrupted:
             return 130
-        return 0 if progress.all_succeeded and not remains else 1
+        return 0 if progress.all_succeeded and not progress.failed_posts and not remains else 1
 
     def _say_left(self) -> None:
         short = self.id[:8]
@@ -219,6 +244,12 @@ class Batch:
             if item.state != "WAITING":
                 self._driver.post(ev.CancelAsked(x))
         asyncio.get_running_loop().call_later(ENDING_S, self._leave)
+        self._ending = asyncio.ensure_future(self._end_posts(self._driver))
+
+    async def _end_posts(self, driver: Driver) -> None:
+        await self._posts.close()
+        # That they are over is no event; the driver is to look once more.
+        driver.post(ev.Tick())
 
     def _leave(self) -> None:
         if not self._left.done():

@@ -27,6 +27,8 @@ class BatchOptions:
     remote_folder: str | None
     remotes_file: str | None
     into_existing: bool
+    post_command: str | None
+    post_script: str | None
     send_ignore: str | None
     fetch_ignore: str | None
     leave: Leave
@@ -42,6 +44,7 @@ class BatchOptions:
     retry_on: tuple[str, ...]
     max_failures: int | None
     halt: Literal["soon", "now"]
+    give_up: float
     resume: bool
     batch: str | None
     retry_failed: bool

@@ -30,6 +30,8 @@ from runaway.preparing import BrokenOff
 
 #: Verdicts that are kept; what was cancelled or lost never had one of its own.
 VERDICTS = ("succeeded", "failed")
+#: Reasons of a failure that is no verdict on the execution: it never started.
+NEVER_RAN = ("refused", "staging")
 NOT_STARTED = ("planned", "waiting")
 
 
@@ -76,6 +78,7 @@ async def resume_batch(prepared: Prepared, messages: Messages, folders: Places) 
         count=prepared.plan.count,
         max_failures=options.max_failures,
         halt=options.halt,
+        give_up_s=options.give_up,
         as_json=options.as_json,
     )
     async with adopting(
@@ -130,7 +133,7 @@ def compare(
     prepared: Prepared,
     codes: list[str],
     snapshot: str,
-    known: list[tuple[str, str, str]],
+    known: list[tuple[str, str, str | None, str]],
     *,
     retry_failed: bool,
 ) -> Rest:
@@ -138,15 +141,15 @@ def compare(
 
     Args:
         codes: Snapshots whose verdicts count, `snapshot` among them.
-        known: (identity, state, id) of every execution of the batch.
+        known: (identity, state, reason, id) of every execution of the batch.
     """
     verdicts: dict[str, str] = {}
     live: dict[str, tuple[str, str]] = {}
-    for name, state, x in known:
-        if state in VERDICTS:
+    for name, state, reason, x in known:
+        if state in VERDICTS and reason not in NEVER_RAN:
             if verdicts.get(name) != "succeeded":
                 verdicts[name] = state
-        elif state not in ("cancelled", "lost"):
+        elif state not in ("failed", "cancelled", "lost"):
             live[name] = (state, x)
     rest = Rest()
     wanted: set[str] = set()

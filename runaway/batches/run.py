@@ -32,6 +32,7 @@ from runaway.batches.drive import Batch
 from runaway.batches.folders import Folders, make_folders
 from runaway.batches.identity import identities
 from runaway.batches.options import BatchOptions
+from runaway.batches.post import post_words
 from runaway.batches.sources import Plan, Planned, make_plan
 from runaway.messages import Messages
 from runaway.preparing import BrokenOff, Sending, ignore_file, refuse_home
@@ -57,6 +58,8 @@ class Prepared:
     sending: Sending | None
     own: dict[str, str]
     cwd: Path
+    #: Words of the post command.
+    post: tuple[str, ...] = ()
 
     @property
     def resources(self) -> Resources:
@@ -110,6 +113,7 @@ class Prepared:
             retries=options.retries,
             retry_on=options.retry_on,
             transfer=transfer,
+            post=self.post,
         )
 
     @property
@@ -182,6 +186,7 @@ def prepare(
             f"{options.remotes}: hosts whose profiles say `execution` differently cannot share a batch yet"
         )
     script = find_script(options.script, cwd)
+    post = post_words(options.post_command, options.post_script, cwd)
     own = patterns.caller_variables(environment, env_read=not options.no_env_read)
     plan = make_plan(
         options.template,
@@ -225,7 +230,7 @@ def prepare(
         )
     if not options.into_existing and not options.resume:
         where.check_unused(plan, str(cwd))
-    return Prepared(options, profiles, script, plan, where, sending, own, cwd)
+    return Prepared(options, profiles, script, plan, where, sending, own, cwd, post)
 
 
 async def run_batch(options: BatchOptions) -> int:
@@ -268,6 +273,7 @@ async def begin_batch(prepared: Prepared, messages: Messages, folders: Places) -
         count=prepared.plan.count,
         max_failures=options.max_failures,
         halt=options.halt,
+        give_up_s=options.give_up,
         as_json=options.as_json,
     )
     details = details_of(
@@ -278,6 +284,7 @@ async def begin_batch(prepared: Prepared, messages: Messages, folders: Places) -
         cwd=str(prepared.cwd),
         max_failures=options.max_failures,
         halt=options.halt,
+        give_up_s=options.give_up,
     )
     async with driving(
         batch_id,
@@ -345,6 +352,8 @@ def show_plan(prepared: Prepared) -> None:
             print(neutral(f"{join_arguments(tuple(words))}  -> {folder}"))
     if not options.as_json:
         print(f"{plan.count} executions on {prepared.hosts}")
+        if prepared.post:
+            print(neutral(f"after each: {options.post_command or join_arguments(prepared.post)}"))
 
 
 def _agrees(count: int) -> bool:

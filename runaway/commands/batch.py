@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from runaway.options import Assignment, resources
+from runaway.options import Assignment, Duration, resources
 
 
 @click.command(context_settings={"allow_interspersed_args": True})
@@ -39,6 +39,11 @@ from runaway.options import Assignment, resources
 @click.option("--remotes-file", "-R", metavar="FILE", help="One remote folder per line and execution.")
 @click.option("--into-existing", is_flag=True, help="Output folders may hold files already.")
 @click.option(
+    "--post-command", "-p", metavar="CMD",
+    help="Run here for each execution that ended, in its output folder, with its RUNAWAY_* variables.",
+)  # fmt: skip
+@click.option("--post-script", "-P", metavar="FILE", help="The same, a file.")
+@click.option(
     "--send-ignore", "-s", metavar="FILE", help="Patterns of what is not sent, instead of every .sendignore."
 )
 @click.option(
@@ -69,6 +74,14 @@ from runaway.options import Assignment, resources
     "--halt", type=click.Choice(["soon", "now"]), default="soon", show_default=True,
     help="Stopping: start nothing new, or end what runs as well.",
 )  # fmt: skip
+@click.option(
+    "--give-up",
+    type=Duration(),
+    default="30m",
+    metavar="TIME",
+    show_default=True,
+    help="Do elsewhere what is on a node that cannot be reached for so long.",
+)
 @click.option(
     "--resume", is_flag=True, help="Go on with the last batch of this script: only what has no verdict yet."
 )

@@ -22,6 +22,36 @@ def test_links_may_be_wanted_before_there_is_work() -> None:
     assert (finished.x, finished.reason) == ("a", "refused")
 
 
+def test_what_is_on_a_node_out_of_reach_is_done_elsewhere_after_a_while() -> None:
+    story = Story(Policy(give_up_s=100.0, backoff_cap_s=10.0))
+    story.node("n1")
+    story.node("n2")
+    story.tell(ev.Submitted("a", nodes=("n1",)), ev.Started("a", 1))
+    story.tell(ev.Submitted("b", retries=1, retry_on=("lost",)), ev.Started("b", 1))
+    assert (story.where("a"), story.where("b")) == ("n1", "n2")
+    story.tell(ev.LinkLost("n2", "silence"))
+    story.tell(ev.Tick(), ev.LinkLost("n2", "silence"), after=60.0)
+    story.tell(ev.Tick(), after=39.0)
+    assert story.state("b") == "RUNNING"
+    caused = story.tell(ev.Tick(), after=1.0)
+    assert act.Retry("b", 1, "lost") in caused
+    assert story.where("b") == "n1"
+    # It comes back, still at the first attempt: that must not go on, and the node is used again.
+    caused = story.opened("n2", holding=(("b", 1, "running"),))
+    assert act.Cancel("b", 1, "n2") in caused
+    story.tell(ev.Submitted("c"))
+    assert story.where("c") == "n2"
+
+
+def test_the_only_node_is_waited_for_however_long() -> None:
+    story = Story(Policy(give_up_s=100.0))
+    story.node("n1")
+    story.tell(ev.Submitted("a"), ev.Started("a", 1), ev.LinkLost("n1", "silence"))
+    for _ in range(5):
+        story.tell(ev.Tick(), ev.LinkLost("n1", "silence"), after=90.0)
+    assert story.state("a") == "RUNNING"
+
+
 def test_a_link_is_opened_when_there_is_something_for_it() -> None:
     story = Story()
     assert story.tell(ev.NodeAdded("n1", "lab"), ev.NodeAdded("n1", "lab")) == []

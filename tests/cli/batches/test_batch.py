@@ -197,3 +197,14 @@ def test_a_dry_run_prints_every_command_and_does_nothing(person: Person) -> None
         "4 executions on local",
     ]
     assert not person.state.exists()
+
+
+def test_a_host_that_cannot_be_reached_fails_nothing(person: Person) -> None:
+    """Its executions are there for --resume, when it is back."""
+    config = person.write("../ssh_config", "Host gone\n  HostName 127.0.0.1\n  Port 1\n")
+    person.environment["ORCHESTRA_SSH_CONFIG"] = str(config)
+    person.write("run.sh", "exit 0\n")
+    done = person.run("batch", "gone", "run.sh", "-x", "3")
+    assert done.returncode == 255
+    assert b"gone" in done.stderr
+    assert b"3 of 3 are left" in done.stderr
