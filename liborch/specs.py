@@ -116,6 +116,8 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: dict[str, str] = {}
     #: Where its outcome is written on this machine, a pattern (see `liborch.patterns`); "": nowhere.
     outcome_folder: str = ""
+    #: Words of a command that is run on this machine when its results are here, before its verdict is on record; empty: none.
+    post: tuple[str, ...] = ()
     #: Names its content (code, command, parameters, resources): what was done already is known by it. "": nobody asks.
     identity: str = ""
 

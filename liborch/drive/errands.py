@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from liborch.core import events as ev
+from liborch.core import verdict
 from liborch.drive.execution import Execution
 from liborch.drive.follow import follow
 from liborch.drive.link import AgentLink
@@ -20,7 +21,7 @@ from liborch.drive.links import Links
 from liborch.drive.orders import remote_folder
 from liborch.drive.outputs import Sink
 from liborch.drive.recording import NOTHING
-from liborch.drive.results import record_of
+from liborch.drive.results import record_of, result_of
 from liborch.drive.targets import Target
 from liborch.drive.transfers import collect, stage, tidy, values_after
 from liborch.errors import (
@@ -160,11 +161,31 @@ class Errands(Links):
         if why:
             self._tell("trouble", x, why=why)
             detail["collect_error"] = why
+        elif not await self._see_to(execution, target, detail):
+            return  # The next client does.
         elif detail.get("files"):
             link = target.link
             if link is not None:
                 link.tell("drop", ids=[(x, execution.attempt)])
         self.post(ev.Collected(x, why))
+
+    async def _see_to(self, execution: Execution, target: Target, detail: dict[str, Any]) -> bool:
+        """Have the post command of an execution run, if it has one; whether that is over."""
+        item = self.core.items.get(execution.id)
+        if not execution.spec.post or self._afterwards is None or item is None or item.ended is None:
+            return True
+        reason, code = item.ended
+        state = verdict.final_state(reason, code)
+        where = (execution.host, target.name)
+        result = result_of(execution.id, state, reason, code, "", item.attempt, *where, detail)
+        values = {
+            "RUNAWAY_REMOTE": target.profile.name,
+            "RUNAWAY_PATH": target.directory,
+            "RUNAWAY_PWD": self._folders.get(execution.id, {}).get(target.name, ""),
+        }
+        more = await self._afterwards(execution, result, values)
+        detail.update(more or {})
+        return more is not None
 
     async def _fetch_output(self, execution: Execution, target: Target, detail: dict[str, Any]) -> None:
         if execution.sink is None:

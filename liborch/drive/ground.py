@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 Listener = Callable[[str, str, dict[str, Any]], None]
 #: Called with those that are over, before that is on record; it may be called again with them by the next client.
 BeforeRecord = Callable[[list[tuple[Execution, Result]]], Awaitable[None]]
+#: Called with what ended and has a post command, when its results are home; with RUNAWAY_* variables that only the driver knows. It may
+#: take its time: others are not held up. It may be called again. Returns what the record says of it; None: it was not done.
+Afterwards = Callable[[Execution, Result, dict[str, str]], Awaitable[dict[str, Any] | None]]
 
 
 class Ground:
@@ -50,6 +53,7 @@ class Ground:
         listener: Listener | None = None,
         progress: Callable[[str, str], Progress | None] | None = None,
         before_record: BeforeRecord | None = None,
+        afterwards: Afterwards | None = None,
     ) -> None:
         self.orchestration = orchestration
         self.core = Orchestration(policy, random.Random())
@@ -78,6 +82,7 @@ class Ground:
         #: What was planned and is now submitted.
         self._woken: list[Change] = []
         self._before_record = before_record
+        self._afterwards = afterwards
         self._details: dict[str, dict[str, Any]] = {}
         self._grants: dict[str, asyncio.Future[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

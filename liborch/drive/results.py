@@ -43,6 +43,8 @@ class Result(msgspec.Struct, frozen=True):
     fetched_files: int = 0
     #: (path, why) of results that were not let in.
     refused: tuple[tuple[str, str], ...] = ()
+    #: How the command ended that was run on this machine after it, as a shell says it; None: none was.
+    post_status: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -104,4 +106,5 @@ def result_of(
         output_folder=detail.get("output_folder", ""),
         fetched_files=detail.get("fetched_files", 0),
         refused=tuple((str(path), str(reason)) for path, reason in detail.get("refused", ())),
+        post_status=detail.get("post_status"),
     )

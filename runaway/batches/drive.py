@@ -83,7 +83,12 @@ class Batch:
 
     def options_for_driver(self) -> dict[str, Any]:
         """What the driver is made with."""
-        return {"listener": self._hear, "before_record": self._ended, "afterwards": self._posts, "policy": self._policy}
+        return {
+            "listener": self._hear,
+            "before_record": self._ended,
+            "afterwards": self._posts,
+            "policy": self._policy,
+        }
 
     async def see_through(
         self, driver: Driver, enter: Callable[[Feeder], Coroutine[Any, Any, None]], *, first: int = 1

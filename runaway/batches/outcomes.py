@@ -37,51 +37,49 @@ class Outcomes:
         wanted = [
             (execution, result)
             for execution, result in ended
-            if execution.spec.outcome_folder and result.started_at is not None
+            if execution.spec.outcome_folder
+            and result.started_at is not None
+            # Else it was written before its post command ran, which may have done with it what it liked.
+            and result.post_status is None
         ]
         if wanted:
             await asyncio.to_thread(self._write_all, wanted)
 
     def _write_all(self, ended: list[tuple[Execution, Result]]) -> None:
         for execution, result in ended:
-            folder = self.folder(execution, result)
-            try:
-                os.makedirs(folder, exist_ok=True)
-                _write(f"{folder}/ecode", b"%s\n" % _code(result).encode())
-                for name, short, data, size in (
-                    ("stdout", "out", result.stdout, result.stdout_bytes),
-                    ("stderr", "err", result.stderr, result.stderr_bytes),
-                ):
-                    collected = self._outputs / result.id / short if len(data) < size else None
-                    if collected is not None and collected.exists():
-                        shutil.copyfile(collected, f"{folder}/{name}")
-                    else:
-                        _write(f"{folder}/{name}", data)
-            except OSError as error:
-                raise StorageError(
-                    "this machine",
-                    error.filename or str(folder),
-                    error.errno or 0,
-                    "writing what an execution left",
-                ) from error
+            self.write(execution, result)
+
+    def write(self, execution: Execution, result: Result) -> str:
+        """Write what one left; returns the folder. From any thread. Raises StorageError."""
+        folder = self.folder(execution, result)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            _write(f"{folder}/ecode", b"%s\n" % _code(result).encode())
+            for name, data, size in (
+                ("stdout", result.stdout, result.stdout_bytes),
+                ("stderr", result.stderr, result.stderr_bytes),
+            ):
+                collected = self._outputs / result.id / name if len(data) < size else None
+                # It is not there when it was lost with its node.
+                if collected is not None and collected.exists():
+                    shutil.copyfile(collected, f"{folder}/{name}")
+                else:
+                    _write(f"{folder}/{name}", data)
+        except OSError as error:
+            raise StorageError(
+                "this machine",
+                error.filename or str(folder),
+                error.errno or 0,
+                "writing what an execution left",
+            ) from error
+        return folder
 
     def folder(self, execution: Execution, result: Result) -> str:
         """Where it goes, now that everything is known."""
         if result.output_folder:
             return result.output_folder
         spec = execution.spec
-        values = {
-            **spec.env,
-            **(spec.transfer.variables if spec.transfer is not None else {}),
-            **result.variables,
-            "RUNAWAY_UUID": result.id,
-            "RUNAWAY_ECODE": _code(result),
-            "RUNAWAY_STDOUT": result.stdout.decode("latin-1"),
-            "RUNAWAY_STDERR": result.stderr.decode("latin-1"),
-            "RUNAWAY_NODES": result.node,
-            "RUNAWAY_NODE_ID": result.node,
-            "RUNAWAY_HANDLE_ID": str(result.slot),
-        }
+        values = variables_of(execution, result)
         # Which names are known is the same for all of a batch; so is the pattern, mostly.
         pattern = self._parsed.get(spec.outcome_folder)
         if pattern is None:
@@ -89,6 +87,23 @@ class Outcomes:
                 self._parsed.clear()
             pattern = self._parsed[spec.outcome_folder] = patterns.parse_output(spec.outcome_folder, values)
         return os.path.join(self._here, pattern.fill(values))
+
+
+def variables_of(execution: Execution, result: Result) -> dict[str, str]:
+    """The variables of an execution that is over, among them all RUNAWAY_* of its own."""
+    spec = execution.spec
+    return {
+        **spec.env,
+        **(spec.transfer.variables if spec.transfer is not None else {}),
+        **result.variables,
+        "RUNAWAY_UUID": result.id,
+        "RUNAWAY_ECODE": _code(result),
+        "RUNAWAY_STDOUT": result.stdout.decode("latin-1"),
+        "RUNAWAY_STDERR": result.stderr.decode("latin-1"),
+        "RUNAWAY_NODES": result.node,
+        "RUNAWAY_NODE_ID": result.node,
+        "RUNAWAY_HANDLE_ID": str(result.slot),
+    }
 
 
 def _code(result: Result) -> str:

@@ -7,12 +7,14 @@ import re
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.quantities import format_duration
+from runaway.batches.post import Post
 from runaway.messages import Messages
 
 #: Seconds between two pictures on a terminal, and between two lines elsewhere.
@@ -47,8 +49,12 @@ class Progress:
         #: How many had ended before this client began.
         self.before: Counter[str] = Counter()
         self.too_many = False
+        #: Says how many post commands run, or wait for their turn.
+        self.posts_under_way: Callable[[], int] = lambda: 0
         self._messages = messages
         self._failures: dict[str, Failure] = {}
+        #: Post commands that failed, alike.
+        self._post_failures: dict[str, Failure] = {}
         self._began = time.monotonic()
         #: (when, how many had ended)
         self._history: deque[tuple[float, int]] = deque([(self._began, 0)])
@@ -74,6 +80,26 @@ class Progress:
             known = self._failures.setdefault(signature, Failure(0, execution.id, words))
             known.count += 1
             self._messages.detail(f"{execution.id[:8]} {result.state}: {words}")
+
+    @property
+    def failed_posts(self) -> int:
+        """How many post commands failed."""
+        return sum(failure.count for failure in self._post_failures.values())
+
+    def count_post(self, execution: Execution, post: Post) -> None:
+        """A post command is over."""
+        short = execution.id[:8]
+        if post.status:
+            lines = post.tail.splitlines()
+            words = f"exit {post.status}" + (f": {lines[-1][:120]}" if lines else "")
+            signature = re.sub(r"\d+", "N", words)
+            known = self._post_failures.get(signature)
+            if known is None:
+                known = self._post_failures[signature] = Failure(0, execution.id, words)
+                self._messages.error(f"{short}: its post command failed: {words}")
+            known.count += 1
+        for line in post.tail.splitlines():
+            self._messages.detail(f"{short} post: {line}")
 
     async def keep_showing(self, driver: Driver) -> None:
         """Show how far it is, until cancelled."""
@@ -104,8 +130,11 @@ class Progress:
             if node.state == "USABLE"
         )
         parts.append(f"{counts['RUNNING']} running" + (f" ({busy})" if busy else ""))
-        moving = counts["STAGING"] + counts["COLLECTING"]
-        if moving:
+        posts = self.posts_under_way()
+        moving = counts["STAGING"] + counts["COLLECTING"] - posts
+        if posts:
+            parts.append(f"{posts} post commands")
+        if moving > 0:
             parts.append(f"{moving} sent or fetched")
         if rate:
             parts.append(f"{rate:.1f}/s" if rate < 10 else f"{rate:.0f}/s")
@@ -134,6 +163,10 @@ class Progress:
             self._messages.error(f"{failure.count} x {failure.words} (such as {failure.example[:8]})")
         if len(ordered) > SIGNATURES:
             self._messages.error(f"and {len(ordered) - SIGNATURES} other kinds of failure")
+        posts = sorted(self._post_failures.values(), key=lambda failure: -failure.count)
+        for failure in posts[:SIGNATURES]:
+            which = f"such as {failure.example[:8]}; see post.out in its output folder"
+            self._messages.error(f"{failure.count} x post command: {failure.words} ({which})")
         sys.stderr.flush()
 
 

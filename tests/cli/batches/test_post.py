@@ -1,0 +1,132 @@
+"""Post commands of a batch: what they see, where, how often, and what a failing one does to others: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from tests.cli.person import Person, wait_until
+
+
+def folders(person: Person) -> list[Path]:
+    return sorted((person.folder / "batch").iterdir())
+
+
+def gone(path: Path) -> bool:
+    """Whether the process whose pid is in a file is no more."""
+    pid = path.read_text().strip()
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def test_a_post_command_sees_the_results_and_every_variable_of_its_execution(person: Person) -> None:
+    person.write("run.sh", 'echo "out $1"; echo err >&2; echo made > made; exit "$1"\n')
+    post = (
+        'cat ecode stdout made > seen; echo "$RUNAWAY_ECODE|$RUNAWAY_STDOUT|$RUNAWAY_STDERR|$RUNAWAY_ARGUMENTS|'
+        '$RUNAWAY_PARAM_CODE|$RUNAWAY_TAG|$RUNAWAY_REMOTE|$RUNAWAY_NODE_ID|$RUNAWAY_SCRIPT_PATH" >> seen; '
+        '[ "$PWD" = "$RUNAWAY_OUTPUT_FOLDER" ] && cmp "$RUNAWAY_STDOUT_FILE" stdout && echo fine'
+    )
+    command = ("batch", "local", "run.sh", "--grid", "code=0,3", "-p", post, "--", "{code}")
+    done = person.run(*command, RUNAWAY_TAG="mine", RUNAWAY_ECODE="not mine")
+    assert done.returncode == 1, done.stderr.decode()
+    assert b"post command" not in done.stderr
+    seen = {(folder / "seen").read_text() for folder in folders(person)}
+    assert seen == {
+        f"{code}\nout {code}\nmade\n{code}|out {code}\n|err\n|{code}|{code}|mine|local|local|run.sh\n"
+        for code in ("0", "3")
+    }
+    assert {(folder / "post.out").read_text() for folder in folders(person)} == {"fine\n"}
+
+
+def test_what_a_post_command_made_of_the_outcome_stays_so(person: Person) -> None:
+    script = person.write("../after.sh", '#!/bin/sh\nmv stdout "said-$RUNAWAY_UUID"; rm stderr ecode\n')
+    done = person.run("batch", "local", "echo", "-x", "3", "-P", str(script), "--", "hello")
+    assert done.returncode == 0, done.stderr.decode()
+    assert [[path.name for path in folder.iterdir()] for folder in folders(person)] == [
+        [f"said-{folder.name}"] for folder in folders(person)
+    ]
+
+
+def test_a_failing_post_command_is_reported_and_hurts_no_verdict(person: Person) -> None:
+    post = 'case $RUNAWAY_STDOUT in 2*) echo "no such table" >&2; exit 7;; esac'
+    done = person.run("batch", "local", "echo", "-p", post, "--json", "--", "{1;2;3}")
+    assert done.returncode == 1
+    ended = {line["stdout"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert {said: (line["state"], line["post_status"]) for said, line in ended.items()} == {
+        "1\n": ("succeeded", 0),
+        "2\n": ("succeeded", 7),
+        "3\n": ("succeeded", 0),
+    }
+    assert b"1 x post command: exit 7: no such table" in done.stderr
+    assert b"3 succeeded" in done.stderr
+    assert (person.folder / "batch" / ended["2\n"]["id"] / "post.out").read_text() == "no such table\n"
+
+
+def test_output_too_long_or_binary_is_in_the_files_and_in_no_variable(person: Person) -> None:
+    post = 'echo "${RUNAWAY_STDOUT-none} ${RUNAWAY_STDERR-none}"; wc -c < "$RUNAWAY_STDOUT_FILE"'
+    person.write("run.sh", 'head -c 300000 /dev/zero | tr "\\0" x; printf "a\\0b" >&2\n')
+    assert person.run("batch", "local", "run.sh", "-p", post).returncode == 0
+    (folder,) = folders(person)
+    assert (folder / "post.out").read_text().split() == ["none", "none", "300000"]
+
+
+def test_post_commands_hold_up_no_slot(person: Person) -> None:
+    """With one slot, the last execution runs while the post command of the first one still does."""
+    person.write("run.sh", f'[ "$1" != 9 ] || touch {person.root}/last\n')
+    post = f"until [ -e {person.root}/last ]; do sleep 0.02; done"
+    done = person.run("batch", "local", "run.sh", "--slots", "1", "-p", post, "--", "{1;2;3;4;5;6;7;8;9}")
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_killed_client_leaves_post_commands_to_the_next_and_two_never_run_at_once(person: Person) -> None:
+    post = (
+        f"mkdir {person.root}/busy || echo twice >> {person.root}/twice; echo x >> {person.root}/began; "
+        f"until [ -e {person.root}/go ]; do sleep 0.02; done; rmdir {person.root}/busy; echo x >> {person.root}/ended"
+    )
+    person.write("run.sh", f"echo x >> {person.root}/ran\n")
+    command = ("batch", "local", "run.sh", "-p", post)
+    first = person.start(*command)
+    wait_until("a post command", (person.root / "began").exists)
+    first.kill()
+    first.communicate()
+    second = person.start(*command, "--resume")
+    assert second.stderr is not None
+    while b"going on with" not in (line := second.stderr.readline()):
+        assert line
+    (person.root / "go").touch()
+    _, told = second.communicate(timeout=30)
+    assert second.returncode == 0, told.decode()
+    for name, count in (("ran", 1), ("began", 2), ("ended", 2)):
+        assert len((person.root / name).read_text().split()) == count
+    assert not (person.root / "twice").exists()
+
+
+def test_the_second_ctrl_c_ends_post_commands_and_the_next_client_runs_them_again(person: Person) -> None:
+    post = f"echo $$ > {person.root}/pid; trap '' TERM; [ -e {person.root}/go ] || exec sleep 600"
+    command = ("batch", "local", "true", "-p", post)
+    first = person.start(*command)
+    wait_until("a post command", lambda: (person.root / "pid").exists() and (person.root / "pid").read_text())
+    assert first.stderr is not None
+    os.kill(first.pid, signal.SIGINT)
+    while b"nothing new is started" not in (line := first.stderr.readline()):
+        assert line
+    os.kill(first.pid, signal.SIGINT)
+    _, told = first.communicate(timeout=20)
+    assert first.returncode == 130
+    assert b"1 of 1 are left" in told
+    assert gone(person.root / "pid")
+    (person.root / "go").touch()
+    again = person.run(*command, "--resume")
+    assert again.returncode == 0, again.stderr.decode()
+
+
+def test_a_post_script_that_is_not_there_is_told_before_anything_starts(person: Person) -> None:
+    for words, text in ((("-P", "nowhere.sh"), b"nowhere.sh"), (("-p", "a", "-P", "b"), b"give one of them")):
+        done = person.run("batch", "local", "true", *words)
+        assert done.returncode == 2
+        assert text in done.stderr
+    assert not person.state.exists()
