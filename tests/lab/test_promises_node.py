@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
