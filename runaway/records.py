@@ -11,7 +11,7 @@ from typing import Any
 from liborch.drive.ask import ask
 from liborch.drive.results import Result, result_of
 from liborch.errors import Conflict, UnknownName
-from liborch.journal import ExecutionRow, Journal
+from liborch.journal import ExecutionRow, Journal, OrchestrationRow
 from liborch.names import resolve_prefix
 from liborch.places import Places, places
 from runaway.secrets import hide_values, hide_words
@@ -36,11 +36,42 @@ class Records:
         """Return the execution that `text` names: a unique prefix of its id, or `last`. Raises UnknownName."""
         found = self.journal.find(text)
         if not found:
-            raise UnknownName("execution", text, hint="`runaway ps --all` lists every one")
+            batches = self.journal.find_batches(text)
+            hint = (
+                f"the batch {batches[0][:8]} begins so" if batches else "`runaway ps --all` lists every one"
+            )
+            raise UnknownName("execution", text, hint=hint)
         row = self.journal.execution(found[0] if text == "last" else resolve_prefix(text, found))
         if row is None:
             raise UnknownName("execution", text, hint="it was removed just now")
         return row
+
+    def find_batch(self, text: str) -> OrchestrationRow:
+        """Return the batch that `text` names: a unique prefix of its id, or `last`, the newest one. Raises UnknownName."""
+        if text == "last":
+            found = [row.id for row in self.journal.orchestrations(1, kind="batch")]
+        else:
+            found = self.journal.find_batches(text)
+        if not found:
+            raise UnknownName("batch", text, hint="`runaway ps --batches` lists every one")
+        row = self.journal.orchestration(found[0] if text == "last" else resolve_prefix(text, found, "batch"))
+        if row is None:
+            raise UnknownName("batch", text, hint="it was removed just now")
+        return row
+
+    def find_any(self, text: str) -> ExecutionRow | OrchestrationRow:
+        """Return the execution or the batch that `text` names; `last` is the one begun last. Raises UnknownName."""
+        batches = self.journal.find_batches(text)
+        if not batches:
+            return self.find(text)
+        executions = [] if text == "last" else self.journal.find(text)
+        if executions and text not in batches:
+            raise UnknownName(
+                "execution or batch",
+                text,
+                hint=f"the batch {batches[0]} and the execution {executions[0]} begin so; write more of it",
+            )
+        return self.find_batch(text)
 
     def again(self, row: ExecutionRow) -> ExecutionRow:
         """The same execution as it is now."""

@@ -36,12 +36,33 @@ class Counter(Reader):
             )
         )
         live = "FROM executions INDEXED BY live WHERE ended_at IS NULL AND place >= ? AND place < ?"
-        first = self._ask(f"SELECT place {live} AND state = 'planned' ORDER BY place LIMIT 1", (low, high))
-        border = first[0][0] if first else high
+        border = self._first_planned(number)
         found.update(dict(self._ask(f"SELECT state, count(*) {live} GROUP BY state", (low, border))))
-        if first:
-            found["planned"] += self._ask(f"SELECT count(*) {live}", (border, high))[0][0]
-        return dict(found)
+        found["planned"] += self._ask(f"SELECT count(*) {live}", (border, high))[0][0]
+        return {state: count for state, count in found.items() if count}
+
+    def under_way(self, orchestration: str, limit: int) -> list[ExecutionRow]:
+        """Those that were submitted and have not ended, in order of submission."""
+        number = self._number(orchestration)
+        if number is None:
+            return []
+        query = (
+            _EXECUTIONS.format(index="INDEXED BY live")
+            + " WHERE e.ended_at IS NULL AND e.place >= ? AND e.place < ? AND e.state NOT IN ('planned', 'waiting')"
+            " ORDER BY e.place LIMIT ?"
+        )
+        first = self._first_planned(number)
+        rows = self._ask(query, (number << PLACE_BITS, first, limit))
+        return [self._row(row, ExecutionRow) for row in rows]
+
+    def _first_planned(self, number: int) -> int:
+        """The place of an orchestration's first planned execution, or the end of its places."""
+        rows = self._ask(
+            "SELECT place FROM executions INDEXED BY live WHERE ended_at IS NULL AND place >= ? AND place < ?"
+            " AND state = 'planned' ORDER BY place LIMIT 1",
+            (number << PLACE_BITS, (number + 1) << PLACE_BITS),
+        )
+        return int(rows[0][0]) if rows else (number + 1) << PLACE_BITS
 
     def last_failures(self, orchestration: str, limit: int) -> list[ExecutionRow]:
         """Those that failed or were lost most recently, the latest first."""
