@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from liborch.plain_text import neutral
@@ -22,9 +22,14 @@ class Messages:
         self.quiet = quiet
         self.verbose = verbose
         terminal = sys.stderr.isatty() and environment.get("TERM") != "dumb"
-        self._color = (terminal or bool(environment.get("FORCE_COLOR"))) and not environment.get("NO_COLOR")
+        #: Whether lines are coloured.
+        self.has_color = (terminal or bool(environment.get("FORCE_COLOR"))) and not environment.get(
+            "NO_COLOR"
+        )
         #: Whether there is a terminal on which a line can be written over.
         self.shows_bars = terminal and not quiet
+        #: Set while the lower lines of the terminal are drawn by somebody: given a line and its colour.
+        self.above: Callable[[str, str], None] | None = None
         self._bar_shown = False
         self._errors: set[str] = set()
 
@@ -53,16 +58,11 @@ class Messages:
             sys.stderr.write("\r\x1b[K")
             self._bar_shown = False
         text = neutral(text)
-        sys.stderr.write(f"\x1b[{color}m{text}\x1b[0m\n" if self._color else f"{text}\n")
-        sys.stderr.flush()
-
-    def picture(self, text: str) -> None:
-        """A line that the next one is written over, where there is a terminal; "": takes it away."""
-        if not self.shows_bars:
+        if self.above is not None:
+            self.above(text, color)
             return
-        sys.stderr.write(f"\r\x1b[K{neutral(text)[: width() - 1]}")
+        sys.stderr.write(f"\x1b[{color}m{text}\x1b[0m\n" if self.has_color else f"{text}\n")
         sys.stderr.flush()
-        self._bar_shown = bool(text)
 
     def progress(self, what: str) -> Any:
         """Return a callback for a transfer, or None where bars are not shown."""

@@ -1,4 +1,7 @@
-"""What a person sees of a batch: one line that is written over on a terminal, a line now and then elsewhere, failures at the end."""
+"""What a person sees of a batch that this client drives: a picture on a terminal, a line now and then elsewhere, failures at the end.
+
+How it looks is `picture`'s.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,29 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from liborch.core.tables import FINAL
+from liborch.core.things import Node
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.quantities import format_duration
+from runaway.batches.picture import NodeUse, Picture, Rate, screen
 from runaway.batches.post import Post
+from runaway.batches.summary import Failure, last_lines
 from runaway.messages import Messages
 
 #: Seconds between two pictures on a terminal, and between two lines elsewhere.
 TERMINAL_S = 0.25
 LINES_S = 10.0
-#: The rate is that of the last so many seconds.
-RATE_S = 20.0
+#: So many of the latest failures are drawn, with the last lines of so much of their stderr, in bytes.
+LAST_FAILURES = 6
+LAST_BYTES = 600
 #: Different failures that are listed at the end.
 SIGNATURES = 10
 
 
 @dataclass
-class Failure:
+class Alike:
     """Failures that look the same."""
 
     count: int
@@ -41,10 +49,13 @@ class Progress:
 
     Args:
         count: How many executions there are, as far as known; it may grow.
+        title: What it is a batch of.
+        draws: On a terminal, draw a picture; lines otherwise.
     """
 
-    def __init__(self, count: int, messages: Messages) -> None:
+    def __init__(self, count: int, messages: Messages, *, title: str = "", draws: bool = True) -> None:
         self.total = count
+        self.title = title
         self.ended: Counter[str] = Counter()
         #: How many had ended before this client began.
         self.before: Counter[str] = Counter()
@@ -52,13 +63,14 @@ class Progress:
         #: Says how many post commands run, or wait for their turn.
         self.posts_under_way: Callable[[], int] = lambda: 0
         self._messages = messages
-        self._failures: dict[str, Failure] = {}
+        self._failures: dict[str, Alike] = {}
         #: Post commands that failed, alike.
-        self._post_failures: dict[str, Failure] = {}
+        self._post_failures: dict[str, Alike] = {}
         self._began = time.monotonic()
-        #: (when, how many had ended)
-        self._history: deque[tuple[float, int]] = deque([(self._began, 0)])
-        self._tried_again = 0
+        self._rate = Rate()
+        #: (id, how, the end of stderr) of the latest failures.
+        self._last: deque[tuple[str, str, bytes]] = deque(maxlen=LAST_FAILURES)
+        self._draws = messages.shows_bars and draws
 
     @property
     def failed(self) -> int:
@@ -77,8 +89,9 @@ class Progress:
         if result.state in ("failed", "lost"):
             words = words_of(result)
             signature = re.sub(r"0x[0-9a-f]+|\d+", "N", words)
-            known = self._failures.setdefault(signature, Failure(0, execution.id, words))
+            known = self._failures.setdefault(signature, Alike(0, execution.id, words))
             known.count += 1
+            self._last.append((execution.id, words, result.stderr[-LAST_BYTES:]))
             self._messages.detail(f"{execution.id[:8]} {result.state}: {words}")
 
     @property
@@ -95,7 +108,7 @@ class Progress:
             signature = re.sub(r"\d+", "N", words)
             known = self._post_failures.get(signature)
             if known is None:
-                known = self._post_failures[signature] = Failure(0, execution.id, words)
+                known = self._post_failures[signature] = Alike(0, execution.id, words)
                 self._messages.error(f"{short}: its post command failed: {words}")
             known.count += 1
         for line in post.tail.splitlines():
@@ -103,48 +116,33 @@ class Progress:
 
     async def keep_showing(self, driver: Driver) -> None:
         """Show how far it is, until cancelled."""
-        live = self._messages.shows_bars
-        while True:
-            await asyncio.sleep(TERMINAL_S if live else LINES_S)
-            now = time.monotonic()
-            self._history.append((now, self.ended.total()))
-            while len(self._history) > 2 and self._history[1][0] < now - RATE_S:
-                self._history.popleft()
-            if live:
-                self._messages.picture(self.describe(driver))
-            else:
-                self._messages.stage(self.describe(driver))
+        if not self._draws:
+            while True:
+                await asyncio.sleep(LINES_S)
+                self._messages.stage(self.picture(driver).in_a_line())
+        # Most batches are worth a picture; one that is over at once is not.
+        await asyncio.sleep(TERMINAL_S)
+        with screen(self._messages) as shown:
+            while True:
+                shown.show(self.picture(driver))
+                await asyncio.sleep(TERMINAL_S)
 
-    def describe(self, driver: Driver) -> str:
-        """How far it is, in one line."""
-        counts = driver.core.counts
-        done = self.ended.total() + self.before.total()
-        rate = self._rate()
-        parts = [f"{done}/{self.total}"]
-        failed = self.failed + self.before["failed"] + self.before["lost"]
-        if failed:
-            parts.append(f"{failed} failed")
-        busy = ", ".join(
-            f"{node.name} {node.cpus - node.free_cpus}/{node.cpus}"
-            for node in list(driver.core.nodes.values())[:6]
-            if node.state == "USABLE"
+    def picture(self, driver: Driver) -> Picture:
+        """How far it is."""
+        # What is over is counted here: before us others did.
+        live = {state.lower(): count for state, count in driver.core.counts.items() if state not in FINAL}
+        counts = Counter(live)
+        counts += self.ended + self.before
+        counts["waiting"] += max(0, self.total - counts.total())
+        return Picture(
+            self.total,
+            counts,
+            self._rate.note(self.ended.total()),
+            [use_of(node) for node in driver.core.nodes.values()],
+            [Failure(x, words, last_lines(said.decode("utf-8", "replace"))) for x, words, said in self._last],
+            self.posts_under_way(),
+            self.title,
         )
-        parts.append(f"{counts['RUNNING']} running" + (f" ({busy})" if busy else ""))
-        posts = self.posts_under_way()
-        moving = counts["STAGING"] + counts["COLLECTING"] - posts
-        if posts:
-            parts.append(f"{posts} post commands")
-        if moving > 0:
-            parts.append(f"{moving} sent or fetched")
-        if rate:
-            parts.append(f"{rate:.1f}/s" if rate < 10 else f"{rate:.0f}/s")
-            if done < self.total:
-                parts.append(f"{format_duration((self.total - done) / rate)} left")
-        return ", ".join(parts)
-
-    def _rate(self) -> float:
-        (then, before), (now, after) = self._history[0], self._history[-1]
-        return (after - before) / (now - then) if now > then else 0.0
 
     def describe_rest(self) -> str:
         """What is not over."""
@@ -153,7 +151,6 @@ class Progress:
 
     def show_end(self) -> None:
         """The last line, and what went wrong, grouped."""
-        self._messages.picture("")
         every = self.ended + self.before
         took = format_duration(time.monotonic() - self._began)
         states = ", ".join(f"{count} {state}" for state, count in sorted(every.items()) if count)
@@ -168,6 +165,12 @@ class Progress:
             which = f"such as {failure.example[:8]}; see post.out in its output folder"
             self._messages.error(f"{failure.count} x post command: {failure.words} ({which})")
         sys.stderr.flush()
+
+
+def use_of(node: Node) -> NodeUse:
+    """How much of a node is taken."""
+    trouble = "" if node.state == "USABLE" else node.why or node.link.lower()
+    return NodeUse(node.name, node.cpus - node.free_cpus, node.cpus, trouble)
 
 
 def words_of(result: Result) -> str:
