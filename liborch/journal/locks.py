@@ -1,6 +1,7 @@
 """Locks that die with their process: who drives an orchestration, and who has the journal open.
 
-Both are flock(2) on a descriptor, so a kill -9 releases them at once and nothing stale is ever left to judge.
+Both are flock(2) on a descriptor, so a kill -9 releases them at once and nothing stale is ever left to judge. A forked child
+is another process: it lets go of the descriptors it came by, or it would hold the lock of a parent that is gone.
 Between machines that share a home folder only the file system's own locks help; where it has none, that is an error.
 """
 
@@ -11,6 +12,7 @@ import fcntl
 import os
 import re
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,6 +38,7 @@ class DriverLock:
         self.orchestration = orchestration
         self.path = Path(state_folder) / "locks" / orchestration
         self._fd = -1
+        _made.add(self)
 
     def __repr__(self) -> str:
         return f"<DriverLock {self.orchestration}: {'held' if self.is_held else 'not held'}>"
@@ -148,6 +151,7 @@ class OpenLock:
             raise StorageError(
                 "this machine", str(self.path), error.errno or errno.EIO, "opening the journal"
             ) from error
+        _made.add(self)
 
     def share(self) -> None:
         """Hold it together with others; waits for one who holds it alone. Raises Conflict after PATIENCE_S."""
@@ -199,3 +203,17 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
     ours = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+#: Every lock of this process that may be held.
+_made: weakref.WeakSet[DriverLock | OpenLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for lock in _made:
+        if lock._fd >= 0:
+            os.close(lock._fd)
+            lock._fd = -1
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

@@ -206,6 +206,7 @@ MAY_TOUCH: dict[str, dict[str, str]] = {
     "liborch.bridge": {
         "await": "one side of it is the event loop",
         "threads": "the other side is whatever thread submits; callbacks and unpickling keep off the loop",
+        "files": "a forked child lets go of its parent's connections",
     },
     "liborch.functions": {
         "await": "reads what is sent off the event loop",
