@@ -12,6 +12,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,9 @@ from liborch.errors import OrchestraError, WorldError
 from liborch.host import Host, open_host
 from liborch.specs import ExecutionSpec
 
+#: Executions that are with the host at once: more than it starts within a second. Others take less than half the memory, and
+#: begin in the order of their submission, whatever their priority.
+WINDOW = 4000
 #: Threads that conclude what is over.
 HANDS = 4
 #: How long an interpreter that was told to go by Ctrl-C waits for what runs to be ended, in seconds.
@@ -57,7 +61,7 @@ class ExecutionFuture(Future[Any]):
 class Work:
     """An execution to be: what is run, how its Result becomes the future's, what is to be removed when it is over."""
 
-    __slots__ = ("conclude", "execution", "forget", "future", "is_announced", "spec")
+    __slots__ = ("conclude", "execution", "forget", "future", "is_announced", "is_begun", "spec")
 
     def __init__(
         self,
@@ -71,6 +75,8 @@ class Work:
         self.conclude = conclude
         self.forget = forget
         self.execution: Execution | None = None
+        #: Whether somebody sees it through: it is on its way to the host.
+        self.is_begun = False
         #: Whether the future was told that it runs, or that its cancellation was noticed: it takes that once.
         self.is_announced = False
 
@@ -104,6 +110,8 @@ class Bridge:
         self._own_threads: set[int] = set()
         #: By the future: whatever is not over.
         self._live: dict[ExecutionFuture, Work] = {}
+        #: What the host was not given yet, in order; what was cancelled meanwhile is passed over.
+        self._waiting: deque[Work] = deque()
         self._by_id: dict[str, Work] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,7 +177,8 @@ class Bridge:
         if self.is_ours:
             with self._lock:
                 waiting = list(self._live)
-            for future in waiting:
+            # The last first: what is next in line is not started because of it.
+            for future in reversed(waiting):
                 future.cancel()
 
     def join(self, timeout_s: float | None = None) -> None:
@@ -234,12 +243,19 @@ class Bridge:
             self._by_id[x].announce()
 
     def _take(self, work: Work) -> None:
-        if work.future.cancelled():
-            self._drop(work)
-            return
-        task = asyncio.ensure_future(self._see_through(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._waiting.append(work)
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._tasks) < WINDOW:
+            work = self._waiting.popleft()
+            if work.future.cancelled():
+                self._drop(work)
+                continue
+            task = asyncio.ensure_future(self._see_through(work))
+            work.is_begun = True
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _see_through(self, work: Work) -> None:
         result: Result | None = None
@@ -258,18 +274,23 @@ class Bridge:
             self._by_id.pop(work.execution.id, None)
         work.announce()
         await asyncio.get_running_loop().run_in_executor(self._hands, self._settle, work, result, error)
+        self._tasks.discard(asyncio.current_task())
+        self._fill()
         self._look_over()
 
     def withdraw(self, future: ExecutionFuture) -> None:
         """A future was cancelled: its execution ends, or never begins."""
         work = self._live.get(future)
-        if work is not None and work.execution is not None:
+        if work is not None and work.is_begun:
             work.announce()
+        elif work is not None:
+            self._drop(work)
 
     def _drop(self, work: Work) -> None:
-        work.announce()
-        self._settle(work, None, None)
-        self._look_over()
+        if work.future in self._live:
+            work.announce()
+            self._settle(work, None, None)
+            self._look_over()
 
     def _look_over(self) -> None:
         if self._is_closed and not self._live:
@@ -330,6 +351,23 @@ def _finish_all() -> None:
         raise
 
 
+def _in_child() -> None:
+    """In a forked child: let go of what only the parent's loop may use, so that it is closed when the parent closes it, or dies.
+
+    The descriptors stay, leading nowhere: closed, they would be given to others while objects here still hold their numbers.
+    """
+    for bridge in _living:
+        selector: Any = getattr(bridge._loop, "_selector", None)
+        watched = selector.get_map() if selector is not None else None
+        if watched is None:
+            continue
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for descriptor in (*watched, selector.fileno()):
+            os.dup2(nowhere, descriptor, inheritable=False)
+        os.close(nowhere)
+
+
+os.register_at_fork(after_in_child=_in_child)
 # Not `atexit`: that comes after the threads of `asyncio.to_thread` refuse work, which the loop needs to the end. These run
 # the last first, and `concurrent.futures.thread`, imported above, has registered itself for that.
 _register: Callable[[Callable[[], None]], None] = getattr(threading, "_register_atexit")  # noqa: B009

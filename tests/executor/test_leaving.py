@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import liborch
-from tests.agent.harness import PATIENCE_S, until
+from liborch.journal import DriverLock
+from tests.agent.harness import PATIENCE_S, alive, until
 from tests.executor.conftest import Here, Make
 from tests.executor.test_commands import held, pipe
 
@@ -97,6 +97,24 @@ def test_an_executor_that_is_dropped_finishes_and_goes(make: Make, here: Here, t
     assert not thread.is_alive()
 
 
+def test_what_the_host_was_not_given_yet_is_run_in_turn_or_cancelled(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liborch.bridge.WINDOW", 2)
+    go = pipe(tmp_path)
+    with make(slots=1) as executor:
+        first = held(executor, go)
+        later: list[Any] = [executor.submit(["true"]) for _ in range(6)]
+        assert later[4].cancel()
+        # Told to who waits, though its turn has not come.
+        assert wait(later, PATIENCE_S, FIRST_COMPLETED).done == {later[4]}
+        assert [future.execution_id for future in later[1:]] == [""] * 5
+        go.write_text("on\n")
+    assert first.result().ok
+    assert [future.cancelled() for future in later] == [False, False, False, False, True, False]
+    assert all(future.result().ok for future in later if not future.cancelled())
+
+
 def test_many_threads_submit_at_once(make: Make) -> None:
     with make() as executor:
         futures: list[Future[Any]] = []
@@ -147,26 +165,24 @@ atexit.register(late)
 
 def test_ctrl_c_while_it_waits_ends_what_runs(here: Here, tmp_path: Path) -> None:
     text = """
+import signal, threading, traceback
+
+def interrupt():
+    main = threading.main_thread().ident
+    while "join" not in [each.name for each in traceback.extract_stack(sys._current_frames()[main])]:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
 with executor:
-    future = executor.submit(["sleep", "1000"], grace_s=0.5)
+    future = executor.submit(["sleep", "1000"], grace_s=0.1)
     while not future.running():
         time.sleep(0.01)
-    print("runs", flush=True)
+    threading.Thread(target=interrupt, daemon=True).start()
 """
-    process = program(text, tmp_path)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"runs\n"
-    # It may not be waiting yet: then it is interrupted before, and waits at its end.
-    until("its end", lambda: process.poll() is not None or _interrupt(process))
-    assert process.wait() != 0
-    assert b"KeyboardInterrupt" in process.communicate()[1]
+    status, out, err = said(program(text, tmp_path))
+    assert (status, out) == (-signal.SIGINT, "")
+    assert err.rstrip().endswith("KeyboardInterrupt")
     here.assert_bare()
-
-
-def _interrupt(process: subprocess.Popen[bytes]) -> bool:
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    return False
 
 
 def test_a_forked_child_cannot_submit_and_harms_nothing(make: Make, here: Here, tmp_path: Path) -> None:
@@ -193,23 +209,34 @@ executor.shutdown()
     assert lines[1:] == ["child ended 0", "parent: b'fine'", "parent: 1"]
 
 
-def test_a_forked_child_that_lives_on_holds_nothing_of_it(here: Here, tmp_path: Path) -> None:
+def test_a_forked_child_that_lives_on_holds_nothing_of_a_parent_that_is_killed(
+    here: Here, tmp_path: Path
+) -> None:
     text = """
-executor.submit(["true"]).result()
-pid = os.fork()
-if pid == 0:
-    time.sleep(1000)
-print(pid, flush=True)
-executor.shutdown()
+future = executor.submit(["sleep", "1000"], grace_s=0.1)
+while not future.running():
+    time.sleep(0.01)
+driver = executor._bridge._host._driver
+if os.fork() == 0:
+    print(driver.orchestration, os.getpid(), driver.targets["local"].link._pipe._process.pid, flush=True)
+time.sleep(1000)
 """
     process = program(text, tmp_path)
     assert process.stdout is not None
-    child = int(process.stdout.readline())
+    orchestration, *pids = process.stdout.readline().decode().split()
+    child, relay = map(int, pids)
     try:
-        assert process.wait(60) == 0
-        here.assert_bare()
+        process.kill()
+        process.wait()
+        lock = DriverLock(here.state, orchestration)
+        lock.acquire_nowait()
+        lock.release()
+        until("the end of its relay", lambda: not alive(relay))
+        # What ran is left to whoever takes over.
+        assert here.status()["runs"]
     finally:
         os.kill(child, signal.SIGKILL)
+        process.kill()
         process.communicate()
 
 
