@@ -1,4 +1,5 @@
 """`attach`, `wait`, `kill`, `pause`, `resume` on executions of other clients: those that live, and those that are gone.
+What names a batch is passed on to `runaway.batches.attending`.
 
 Who drives is asked first. A living client is told what to do and the verdict is awaited in the journal; where nobody
 drives any more this command takes over, does what was asked, and leaves again.
@@ -14,7 +15,7 @@ from typing import Any
 
 from liborch.drive.ask import ask
 from liborch.errors import Conflict, OrchestraError, SpecError, WorldError
-from liborch.journal import ExecutionRow
+from liborch.journal import ExecutionRow, OrchestrationRow
 from runaway.messages import Messages
 from runaway.outputs import Write, pass_on, to_descriptors, watch
 from runaway.records import FINAL, SCHEMA_VERSION, Records, result_of_row
@@ -24,14 +25,18 @@ KILL_S = 25.0
 
 
 def attach(text: str, *, as_json: bool, quiet: bool, verbose: bool, silent_output: bool = False) -> int:
-    """Follow an execution to its end, from the beginning of its output; returns its exit status. Raises OrchestraError.
+    """Follow an execution to its end, from the beginning of its output, or a batch; returns its exit status. Raises OrchestraError.
 
     Args:
         silent_output: Wait only: its output is not wanted.
     """
     records = Records()
-    row = records.find(text)
+    row = records.find_any(text)
     messages = Messages(dict(os.environ), quiet=quiet, verbose=verbose)
+    if isinstance(row, OrchestrationRow):
+        from runaway.batches.attending import attach_batch
+
+        return attach_batch(records, row, as_json=as_json, messages=messages)
     write = to_descriptors()
     swallow = as_json or silent_output
     offsets = {"out": 0, "err": 0}
@@ -85,6 +90,7 @@ async def _drive(
     """Take it over and see it through. None: it had ended when we got the lock."""
     from liborch.drive.adopt import adopting
     from liborch.drive.outputs import OnOutput
+    from runaway.batches.attending import caring
     from runaway.seeing import Output, narrate, see_through
 
     output = Output(swallow)
@@ -99,13 +105,17 @@ async def _drive(
         if x in ("", row.id):
             narrate(messages, what, fields, sends=True)
 
-    async with adopting(
-        row.orchestration,
-        records.folders,
-        on_output=begin,
-        listener=listener,
-        progress=lambda what, _x: messages.progress(what),
-    ) as driver:
+    async with (
+        caring(records, row.orchestration, messages) as options,
+        adopting(
+            row.orchestration,
+            records.folders,
+            on_output=begin,
+            listener=listener,
+            progress=lambda what, _x: messages.progress(what),
+            **options,
+        ) as driver,
+    ):
         execution = driver.executions.get(row.id)
         if execution is None:
             return None
@@ -114,26 +124,30 @@ async def _drive(
 
 
 def wait(texts: tuple[str, ...], *, as_json: bool) -> int:
-    """Wait until executions have ended; returns the status of the one, or 0 or 1 for several. Raises OrchestraError."""
+    """Wait until executions and batches have ended; returns the status of the one, or 0 or 1 for several. Raises OrchestraError."""
     records = Records()
-    rows = [records.find(text) for text in dict.fromkeys(texts)]
+    rows = [records.find_any(text) for text in dict.fromkeys(texts)]
     worst = 0
     status = 0
     for row in rows:
         status = attach(row.id, as_json=as_json, quiet=True, verbose=False, silent_output=True)
         if status:
             worst = 1
-        if status == 130 and records.again(row).state not in FINAL:
+        if status == 130 and (isinstance(row, OrchestrationRow) or records.again(row).state not in FINAL):
             return 130
     return status if len(rows) == 1 else worst
 
 
 def kill(texts: tuple[str, ...], *, as_json: bool) -> int:
-    """End executions, and wait until they have; returns 0 when each is over. Raises OrchestraError."""
+    """End executions and batches, and wait until they have; returns 0 when each is over. Raises OrchestraError."""
     records = Records()
     messages = Messages(dict(os.environ))
-    rows = [records.find(text) for text in dict.fromkeys(texts)]
+    named = [records.find_any(text) for text in dict.fromkeys(texts)]
+    rows = [row for row in named if not isinstance(row, OrchestrationRow)]
     status = 0
+    for batch in named:
+        if isinstance(batch, OrchestrationRow):
+            status = _kill_batch(records, batch, messages, as_json=as_json) or status
     by_orchestration: dict[str, list[ExecutionRow]] = {}
     for row in rows:
         if row.state in FINAL:
@@ -156,6 +170,19 @@ def kill(texts: tuple[str, ...], *, as_json: bool) -> int:
         if as_json:
             print(json.dumps({"schema_version": SCHEMA_VERSION, "id": row.id, "state": now.state}))
     return status
+
+
+def _kill_batch(records: Records, row: OrchestrationRow, messages: Messages, *, as_json: bool) -> int:
+    from runaway.batches.attending import kill_batch
+
+    try:
+        state = kill_batch(records, row, messages)
+    except OrchestraError as error:
+        messages.error(str(error))
+        return error.exit_status
+    if as_json:
+        print(json.dumps({"schema_version": SCHEMA_VERSION, "kind": "batch", "id": row.id, "state": state}))
+    return 1 if state in ("left", "running") else 0
 
 
 def _kill_group(records: Records, orchestration: str, rows: list[ExecutionRow]) -> None:
@@ -181,8 +208,13 @@ async def _kill_here(
     records: Records, orchestration: str, rows: list[ExecutionRow], patience_s: float
 ) -> None:
     from liborch.drive.adopt import adopting
+    from runaway.batches.attending import caring
 
-    async with adopting(orchestration, records.folders) as driver:
+    messages = Messages(dict(os.environ))
+    async with (
+        caring(records, orchestration, messages) as options,
+        adopting(orchestration, records.folders, **options) as driver,
+    ):
         ends = []
         for row in rows:
             execution = driver.executions.get(row.id)
@@ -230,20 +262,28 @@ def set_pace(text: str, *, pause: bool, as_json: bool) -> int:
 async def _set_pace_here(records: Records, row: ExecutionRow, *, pause: bool) -> str:
     from liborch.drive.adopt import adopting
     from liborch.drive.control import set_pace as carry_out
+    from runaway.batches.attending import caring
 
-    async with adopting(row.orchestration, records.folders) as driver:
+    messages = Messages(dict(os.environ))
+    async with (
+        caring(records, row.orchestration, messages) as options,
+        adopting(row.orchestration, records.folders, **options) as driver,
+    ):
         return await carry_out(driver, row.id, pause=pause)
 
 
 def explain(text: str, *, as_json: bool) -> int:
-    """Say why an execution is not further than it is, or how it ended. Raises OrchestraError."""
+    """Say why an execution or a batch is not further than it is, or how it ended. Raises OrchestraError."""
     records = Records()
-    row = records.find(text)
-    lines = explanation(records, row)
+    row = records.find_any(text)
+    if isinstance(row, OrchestrationRow):
+        from runaway.batches.attending import explain_batch
+
+        lines, state = explain_batch(records, row)
+    else:
+        lines, state = explanation(records, row), row.state
     if as_json:
-        print(
-            json.dumps({"schema_version": SCHEMA_VERSION, "id": row.id, "state": row.state, "lines": lines})
-        )
+        print(json.dumps({"schema_version": SCHEMA_VERSION, "id": row.id, "state": state, "lines": lines}))
         return 0
     from liborch.plain_text import neutral
 
@@ -263,6 +303,13 @@ def explanation(records: Records, row: ExecutionRow) -> list[str]:
         if reply is not None and reply.get("lines"):
             return [f"{short} is {reply['state']}", *reply["lines"]]
         row = records.again(row)
+    if row.state == "planned":
+        return [
+            f"{short} is planned: it is one of a batch that nobody goes on with, {row.orchestration[:8]}"
+            if reply is None
+            else f"{short} is planned: its batch, {row.orchestration[:8]}, submits a few thousand at a time",
+            f"go on with the batch: runaway attach {row.orchestration[:8]}",
+        ][: 2 if reply is None else 1]
     if row.state in FINAL:
         result = result_of_row(row)
         at = f" at {clock(row.ended_at)}" if row.ended_at is not None else ""

@@ -92,6 +92,7 @@ async def adopting(
         left = await asyncio.to_thread(read_left, folders, orchestration)
         executions = [_execution(driver, row, folders, on_output) for row in left.rows]
         targets = left.targets
+        driver.has_plan = left.planned_from is not None
         driver.targets.update({target.name: target for target in targets})
         details = {row.id: json.loads(row.record) for row in left.rows if row.record}
         await driver.replay(left.groups, executions, details, left.count)

@@ -2,9 +2,11 @@
 
 `<state>/drivers/<orchestration>.sock`, JSON lines, one answer per question::
 
-    {"do": "status"}                   -> {"nodes": [{name, link, down_since, why}], "executions": {id: state}}
+    {"do": "status"}                   -> {"nodes": [{name, link, slots, busy, down_since, why}], "executions": {id: state}}
+    {"do": "nodes"}                    -> {"nodes": [...]} as above
     {"do": "explain", "id": x}         -> {"state": s, "lines": [...]}
     {"do": "cancel", "ids": [x, ...]}  -> {"ok": true}; the verdicts come into the journal
+    {"do": "end"}                      -> {"ok": true}; all of it ends, what is only planned too
     {"do": "pause" | "resume", "id": x} -> {"state": s}, once it is so
     {"do": "follow", "id": x}          -> {"ok": true}; from now on outputs/<x>/ holds its output as it is written
 
@@ -85,11 +87,20 @@ class Control:
             what = message["do"]
             if what == "status":
                 return status(self._driver)
+            if what == "nodes":
+                return {"nodes": nodes(self._driver)}
             if what == "explain":
                 return explain(self._driver, message["id"])
             if what == "cancel":
                 for x in message["ids"]:
                     self._driver.post(ev.CancelAsked(x))
+                return {"ok": True}
+            if what == "end":
+                if self._driver.end_all is not None:
+                    self._driver.end_all()
+                else:
+                    for x in list(self._driver.executions):
+                        self._driver.post(ev.CancelAsked(x))
                 return {"ok": True}
             if what == "follow":
                 self._driver.follow(message["id"])
@@ -106,18 +117,25 @@ class Control:
 def status(driver: Driver) -> dict[str, Any]:
     """How the driver's nodes and executions are."""
     return {
-        "nodes": [
-            {
-                "name": node.name,
-                "link": node.link.lower(),
-                "down_since": driver.targets[node.name].down_since,
-                "why": driver.targets[node.name].down_why,
-            }
-            for node in driver.core.nodes.values()
-            if node.name in driver.targets
-        ],
+        "nodes": nodes(driver),
         "executions": {item.x: item.state.lower() for item in driver.core.items.values()},
     }
+
+
+def nodes(driver: Driver) -> list[dict[str, Any]]:
+    """How its nodes are."""
+    return [
+        {
+            "name": node.name,
+            "link": node.link.lower(),
+            "slots": node.cpus,
+            "busy": node.cpus - node.free_cpus,
+            "down_since": driver.targets[node.name].down_since,
+            "why": driver.targets[node.name].down_why,
+        }
+        for node in driver.core.nodes.values()
+        if node.name in driver.targets
+    ]
 
 
 def explain(driver: Driver, x: str) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Ground:
         self.detached = False
         #: There are executions that are planned and not submitted.
         self.has_plan = False
+        #: Ends everything, what is planned as well; None: there is nothing but `executions`.
+        self.end_all: Callable[[], None] | None = None
         #: What made it impossible to go on.
         self.fatal: BaseException | None = None
         #: {execution: {node: its folder there}}

@@ -42,14 +42,20 @@ class Counter(Reader):
         return {state: count for state, count in found.items() if count}
 
     def under_way(self, orchestration: str, limit: int) -> list[ExecutionRow]:
-        """Those that were submitted and have not ended, in order of submission."""
+        """Those that have left the queue and have not ended, in order of submission."""
+        return self._submitted(orchestration, "e.state NOT IN ('planned', 'waiting')", limit)
+
+    def waiting(self, orchestration: str, limit: int) -> list[ExecutionRow]:
+        """Those that were submitted and wait, in order of submission."""
+        return self._submitted(orchestration, "e.state = 'waiting'", limit)
+
+    def _submitted(self, orchestration: str, which: str, limit: int) -> list[ExecutionRow]:
         number = self._number(orchestration)
         if number is None:
             return []
         query = (
             _EXECUTIONS.format(index="INDEXED BY live")
-            + " WHERE e.ended_at IS NULL AND e.place >= ? AND e.place < ? AND e.state NOT IN ('planned', 'waiting')"
-            " ORDER BY e.place LIMIT ?"
+            + f" WHERE e.ended_at IS NULL AND e.place >= ? AND e.place < ? AND {which} ORDER BY e.place LIMIT ?"
         )
         first = self._first_planned(number)
         rows = self._ask(query, (number << PLACE_BITS, first, limit))

@@ -248,6 +248,26 @@ class Journal(Counter):
         ).fetchone()[0]
         return base + 1 if last is None else int(last) + 1
 
+    def withdraw(self, orchestration: str, at: float, most: int = _FORGET_AT_ONCE) -> int:
+        """End executions that are only planned, as cancelled; returns how many, 0 when none is left. Hold its DriverLock."""
+
+        def write(db: sqlite3.Connection) -> int:
+            number = self._number(orchestration)
+            if number is None:
+                return 0
+            places = db.execute(
+                "SELECT place FROM executions INDEXED BY live WHERE ended_at IS NULL AND place >= ? AND place < ?"
+                " AND state = 'planned' LIMIT ?",
+                (number << PLACE_BITS, (number + 1) << PLACE_BITS, most),
+            ).fetchall()
+            db.executemany(
+                "UPDATE executions SET state = 'cancelled', reason = 'cancelled', ended_at = ?, record = ? WHERE place = ?",
+                [(at, '{"why": "withdrawn before it was started"}', place) for (place,) in places],
+            )
+            return len(places)
+
+        return self._write("withdrawing what was planned", write)
+
     def forget(self, orchestrations: Iterable[str]) -> int:
         """Remove orchestrations with all they hold; unknown ones are passed over. Returns executions removed.
 

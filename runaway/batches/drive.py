@@ -2,7 +2,8 @@
 
 going    executions are submitted as room comes
 draining nothing new starts, what runs goes on: the first Ctrl-C, or too many failures
-ending   what runs is ended as well: the second Ctrl-C, or too many failures with --halt now
+ending   what runs is ended as well: the second Ctrl-C, too many failures with --halt now, `runaway kill`, after which nothing
+         is left to go on with
 left     everything goes on without us: the third Ctrl-C, a closed terminal
 """
 
@@ -12,6 +13,8 @@ import asyncio
 import contextlib
 import json
 import signal
+import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +53,7 @@ class Batch:
         halt: What stopping means.
         give_up_s: What is on a node out of reach for so long is done elsewhere, if there is another.
         as_json: Tell each end as a line of JSON.
+        title: What it is a batch of.
     """
 
     def __init__(
@@ -64,10 +68,11 @@ class Batch:
         halt: str = "soon",
         give_up_s: float = GIVE_UP_S,
         as_json: bool = False,
+        title: str = "",
     ) -> None:
         self.id = batch_id
         self.state: State = "going"
-        self.progress = Progress(count, messages)
+        self.progress = Progress(count, messages, title=title, draws=not (as_json and sys.stdout.isatty()))
         self._messages = messages
         self._max_failures = max_failures
         self._halt = halt
@@ -79,6 +84,8 @@ class Batch:
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._driver: Driver | None = None
         self._interrupted = False
+        #: All of it is to end: what waits is withdrawn.
+        self._killed = False
         self._told_down: set[str] = set()
 
     def options_for_driver(self) -> dict[str, Any]:
@@ -91,13 +98,19 @@ class Batch:
         }
 
     async def see_through(
-        self, driver: Driver, enter: Callable[[Feeder], Coroutine[Any, Any, None]], *, first: int = 1
+        self,
+        driver: Driver,
+        enter: Callable[[Feeder], Coroutine[Any, Any, None]],
+        *,
+        first: int = 1,
+        kill: bool = False,
     ) -> int:
         """Drive it to its end, or until the person wants otherwise; returns the exit status.
 
         Args:
             enter: Completes the plan, and tells the feeder.
             first: Number of the first execution that is not submitted yet.
+            kill: End it.
 
         Raises:
             OrchestraError: The driver cannot go on.
@@ -106,6 +119,9 @@ class Batch:
         driver.has_plan = True
         feeder = Feeder(driver, self.id, first)
         self._feeder = feeder
+        driver.end_all = self.kill
+        if kill:
+            self.kill()
         work = asyncio.ensure_future(self._work(driver, feeder, enter))
         showing = asyncio.ensure_future(self.progress.keep_showing(driver))
         try:
@@ -120,8 +136,12 @@ class Batch:
             work.cancel()
             showing.cancel()
             await asyncio.gather(work, showing, return_exceptions=True)
-            await self._posts.close()
+            await self.close()
         return await self._conclude(driver)
+
+    async def close(self) -> None:
+        """End the post commands that run. Fine when it is done already."""
+        await self._posts.close()
 
     async def _work(
         self, driver: Driver, feeder: Feeder, enter: Callable[[Feeder], Coroutine[Any, Any, None]]
@@ -129,7 +149,11 @@ class Batch:
         entering = asyncio.ensure_future(enter(feeder))
         try:
             await feeder.run()
-            await entering
+            if self._killed:
+                entering.cancel()
+            await asyncio.wait([entering])
+            if not entering.cancelled():
+                entering.result()
         except OrchestraError:
             # All of the plan is on record, for whoever goes on.
             await entering
@@ -140,10 +164,20 @@ class Batch:
             entering.cancel()
             await asyncio.gather(entering, return_exceptions=True)
         driver.has_plan = not feeder.is_done
+        if self._killed:
+            await self._withdraw(driver)
         while driver.executions and not self._is_drained(driver):
             await driver.turned()
         if not driver.executions:
             await driver.wait_idle()
+
+    async def _withdraw(self, driver: Driver) -> None:
+        """Nothing is fed any more: what was planned never starts, nor does what waits."""
+        for x in driver.executions:
+            driver.post(ev.CancelAsked(x))
+        while count := await driver.ask_journal(lambda journal: journal.withdraw(self.id, time.time())):
+            self.progress.ended["cancelled"] += count
+        driver.has_plan = False
 
     def _is_drained(self, driver: Driver) -> bool:
         """What is left is left to the next client: it waits, or its post command was ended with us."""
@@ -236,6 +270,14 @@ class Batch:
         else:
             self._leave()
 
+    def kill(self) -> None:
+        """End all of it: what runs, what waits, and what is planned. Fine at any time."""
+        if not self._killed and self.state != "left":
+            self._killed = True
+            self._messages.error("all of it was asked to end")
+            self._drain()
+            self._end_all()
+
     def _drain(self) -> None:
         assert self._driver is not None
         self.state = "draining"
@@ -246,7 +288,7 @@ class Batch:
         assert self._driver is not None
         self.state = "ending"
         for x, item in self._driver.core.items.items():
-            if item.state != "WAITING":
+            if item.state != "WAITING" or self._killed:
                 self._driver.post(ev.CancelAsked(x))
         asyncio.get_running_loop().call_later(ENDING_S, self._leave)
         self._ending = asyncio.ensure_future(self._end_posts(self._driver))

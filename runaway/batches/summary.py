@@ -15,8 +15,8 @@ from liborch.errors import Conflict, JournalError
 from liborch.journal import ExecutionRow, OrchestrationRow
 from runaway.records import FINAL, SCHEMA_VERSION, STATUS_S, Records, detail_of, how
 
-#: In the order in which an execution goes through them. `planned` is waiting, for everybody but us.
-STATES = ("waiting", "staging", "placed", "running", "paused", "collecting", *sorted(FINAL))
+#: In the order in which an execution goes through them.
+STATES = ("waiting", "staging", "running", "paused", "collecting", *sorted(FINAL))
 #: Of a failed execution's stderr, so many lines are shown.
 LAST_LINES = 3
 
@@ -26,7 +26,7 @@ class Summary:
     """One batch, at one time."""
 
     row: OrchestrationRow
-    #: {state: executions in it}; none that is 0, and `planned` counted as waiting.
+    #: {state: executions in it}; none that is 0; `planned` and `placed` counted as waiting.
     counts: dict[str, int]
     #: A client drives it at this moment.
     is_driven: bool
@@ -89,12 +89,13 @@ class Summary:
 def summarise(records: Records, row: OrchestrationRow) -> Summary:
     """Count a batch. Raises JournalError, StorageError."""
     counts = records.journal.counts(row.id)
-    planned = counts.pop("planned", 0)
-    if planned:
-        counts["waiting"] = counts.get("waiting", 0) + planned
+    # Submitted or not, and in whose queue, ours or a node's: none of it has been started.
+    waiting = sum(counts.pop(state, 0) for state in ("planned", "placed", "waiting"))
+    if waiting:
+        counts["waiting"] = waiting
     left = any(state not in FINAL for state in counts)
     driven = (left or row.state == "driving") and is_driven(records.folders.state, row.id)
-    return Summary(row, {k: n for k, n in counts.items() if n}, driven, details_of_row(records, row))
+    return Summary(row, counts, driven, details_of_row(records, row))
 
 
 def details_of_row(records: Records, row: OrchestrationRow) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import click
 
 
 @click.command()
-@click.argument("execution")
+@click.argument("execution", metavar="EXECUTION|BATCH")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON value instead of the output."
 )
@@ -15,6 +15,7 @@ import click
 def command(execution: str, as_json: bool, verbose: bool, silent: bool) -> int:
     """Follow EXECUTION (a prefix of its id, or `last`) from the beginning of its output to its end, results included.
 
+    A batch shows how far it is, as the command that began it does.
     Takes over what another command left or died on; watches while another one is at it. Ends with the execution's status.
     """
     from runaway.attending import attach

@@ -6,7 +6,7 @@ import click
 
 
 @click.command()
-@click.argument("executions", nargs=-1, required=True)
+@click.argument("executions", nargs=-1, required=True, metavar="EXECUTION|BATCH...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value per execution, as it ends.")
 def command(executions: tuple[str, ...], as_json: bool) -> int:
     """Wait until EXECUTIONS have ended, and fetch the results of those that nobody else looks after.
