@@ -1,0 +1,137 @@
+"""What must be true after a round of `durability.py`: nothing lost, nothing twice, nothing left."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from liborch.journal import ExecutionRow, Journal
+from tests.lab.hosts import Host
+
+if TYPE_CHECKING:
+    from tests.lab.durability import Round
+
+#: After its client has ended, what served it on a node ends within so many seconds.
+QUIET_S = 10.0
+
+
+def look(tried: Round) -> None:
+    """All of it. Raises AssertionError."""
+    results = results_of(tried)
+    ran_once(tried, results)
+    outputs_are_right(tried)
+    for host in tried.hosts:
+        nothing_left(host, tried)
+    state = tried.person.state / "orchestra"
+    for name in ("locks", "drivers"):
+        assert list((state / name).glob("*")) == [], f"left in {name}"
+    hidden = [path for path in tried.person.folder.rglob(".*")]
+    assert hidden == [], f"left in the person's folder: {hidden}"
+
+
+def results_of(tried: Round) -> dict[int, ExecutionRow]:
+    """{execution: its result}, of which there is exactly one."""
+    path = tried.person.state / "orchestra" / "journal.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with Journal.open(path, readonly=True) as journal:
+        batches = journal.orchestrations(kind="batch")
+        assert len(batches) == 1, f"{len(batches)} batches on record"
+        rows = journal.executions(batches[0].id)
+    found = defaultdict(list)
+    for row in rows:
+        found[int(row.label.split()[1])].append(row)
+    results = {}
+    for work in tried.schedule.works:
+        states = [(row.state, row.reason, row.attempt) for row in found[work.number]]
+        good = [row for row in found[work.number] if row.state == "succeeded"]
+        assert len(good) == 1, f"{work} has on record {states}"
+        # What could not be brought to a node is no verdict, and was done again.
+        others = [row for row in found[work.number] if row is not good[0]]
+        assert all(row.started_at is None for row in others), f"{work} has on record {states}"
+        results[work.number] = good[0]
+    assert len(found) == len(results)
+    return results
+
+
+def ran_once(tried: Round, results: dict[int, ExecutionRow]) -> None:
+    """Each ran to its end, and once; more often only as often as attempts were really lost."""
+    begins: Counter[int] = Counter()
+    ends: Counter[int] = Counter()
+    for host in tried.hosts:
+        ledger = host.home / f"ledger-{tried.tag}"
+        for line in ledger.read_text().splitlines() if ledger.exists() else ():
+            word, number, _pid = line.split()
+            (begins if word == "begin" else ends)[int(number)] += 1
+    again = 0
+    for number, row in results.items():
+        attempts = row.attempt or 0
+        told = f"execution {number}: {begins[number]} begins, {ends[number]} ends, {attempts} attempts"
+        assert 1 <= ends[number] <= begins[number] <= attempts, told
+        again += attempts - 1
+    from tests.lab.durability import SLOTS
+
+    deadly = tried.schedule.count("keeper") * SLOTS + tried.schedule.count("execution")
+    assert again <= deadly, f"{again} attempts were repeated; at most {deadly} were lost"
+
+
+def outputs_are_right(tried: Round) -> None:
+    """What each left is there, whole and its own."""
+    for work in tried.schedule.works:
+        folder = tried.person.folder / "out" / str(work.number)
+        there = {path.name: path.read_bytes() for path in folder.glob("*")}
+        expected = {
+            "ecode": b"0\n",
+            "stdout": b"out %d\n" % work.number + b"x" * work.size_bytes,
+            "stderr": b"err %d\n" % work.number,
+        }
+        if tried.schedule.sends:
+            expected["made"] = b"%d\n" % work.number
+        wrong = {
+            name: (len(there.get(name, b"")), there.get(name, b"absent")[-80:])
+            for name in expected.keys() | there.keys()
+            if there.get(name) != expected.get(name)
+        }
+        assert not wrong, f"{folder}: {wrong}"
+    folders = {path.name for path in (tried.person.folder / "out").iterdir()}
+    assert folders == {str(work.number) for work in tried.schedule.works}
+
+
+def nothing_left(host: Host, tried: Round) -> None:
+    """On a node: no process but an agent that waits, no folder, no capture file of an execution."""
+    deadline = time.monotonic() + QUIET_S
+    while (left := strangers(host)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, f"left running on {host.alias}: {left}"
+    folder = host.home / "orchestra"
+    assert not folder.exists(), f"left on {host.alias}: {sorted(folder.rglob('*'))[:20]}"
+    from tests.lab.durability import AGENT_FOLDER
+
+    ids = {row.id for row in results_of(tried).values()}
+    state = host.path(AGENT_FOLDER)
+    kept = [path for path in state.rglob("*") if path.name.split(".")[0] in ids]
+    assert not kept, f"left in the agent's folder of {host.alias}: {kept[:20]}"
+
+
+def strangers(host: Host) -> list[str]:
+    """Processes of a host that are neither its own nor one keeper and one talker."""
+    found = []
+    agents: Counter[str] = Counter()
+    for process in host.processes():
+        try:
+            name = Path(f"/proc/{process.outer_pid}/comm").read_text().strip()
+        except OSError:
+            continue
+        if process.pid == 1 or process.argv[0].startswith("sshd: /usr/sbin/sshd"):
+            continue
+        if name in ("orch-keeper", "orch-talker"):
+            agents[name] += 1
+            if agents[name] == 1:
+                continue
+        if process.state != "Z":
+            found.append(f"{process.pid} {process.command[:120]}")
+    return found
