@@ -103,6 +103,8 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry_on: tuple[str, ...] = ("lost",)
     #: Higher goes first.
     priority: int = 0
+    #: Only on these nodes; empty: on any.
+    nodes: tuple[str, ...] = ()
     #: Run on a pseudo-terminal of (columns, rows).
     tty: tuple[int, int] | None = None
     #: Let processes that outlive the main one go on.
@@ -153,6 +155,10 @@ class SlotSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpus: int | None = None
     gpus: int | None = None
     memory_bytes: int | None = None
+    #: Only the cores of this NUMA node, and bound to them; None: any.
+    numa: int | None = None
+    #: Only these GPUs: numbers, in the order of the node's own tool, or UUIDs; empty: any.
+    gpu_ids: tuple[str, ...] = ()
 
 
 class NodeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -234,8 +234,22 @@ class Cores:
         self._numa = [list(cpus) for cpus in numa_nodes]
         self._uses = {cpu: 0 for cpus in self._numa for cpu in cpus}
 
+    def sizes(self):
+        """How many cores each NUMA node has."""
+        return [len(cpus) for cpus in self._numa]
+
+    def why_never(self, numa):
+        """Why nothing can be bound to this NUMA node; "": it can."""
+        if numa is None or numa < len(self._numa):
+            return ""
+        return "asks for NUMA node %d; this node has %d" % (numa, len(self._numa))
+
     def take(self, count, numa=None):
-        """Return a tuple of `count` CPU numbers (fewer when the node has fewer)."""
+        """Return a tuple of `count` CPU numbers (fewer when the node has fewer); without a count, all of the NUMA node, or none."""
+        if not count:
+            if numa is None:
+                return ()
+            count = len(self._numa[numa]) if numa < len(self._numa) else 1
         groups = self._numa if numa is None else self._numa[numa : numa + 1] or self._numa
         best = None
         for cpus in groups:

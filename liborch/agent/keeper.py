@@ -142,18 +142,14 @@ class Keeper:
 
     def _queue(self, order, key):
         lease = order.get("lease")
-        room = self.room
+        why = self.room.why_never(*orders.wishes(order)) or self.cores.why_never(order.get("numa"))
         if lease is not None:
             if lease in self.holds:
                 self._start(order, key)
             else:
                 self._refuse(order, "the slot %s is not held any more" % lease)
-        elif not room.could_ever(*orders.needs(order)):
-            self._refuse(
-                order,
-                "asks for %d cores, %d bytes of memory, %d GPUs; this node has %d, %d, %d"
-                % (orders.needs(order) + (room.cpus, room.memory_bytes, len(room.gpus))),
-            )
+        elif why:
+            self._refuse(order, why)
         else:
             self.queues.add(order["o"], key, order)
 
@@ -165,7 +161,7 @@ class Keeper:
         """Start what fits. Nothing new while claims cannot be put on record."""
         room = self.room
         while room.used_cpus < room.cpus and self.queues and not self.ledger.stuck:
-            order = self.queues.pop_fitting(lambda o: room.fits(*orders.needs(o)))
+            order = self.queues.pop_fitting(lambda o: room.fits(*orders.wishes(o)))
             if order is None:
                 return
             key = key_of(order["x"], order["a"])
@@ -177,7 +173,7 @@ class Keeper:
                 self._start(order, key)
 
     def _cores_for(self, order):
-        return self.cores.take(order["cpus"], order.get("numa")) if order.get("cpus") else ()
+        return self.cores.take(order.get("cpus"), order.get("numa"))
 
     def _start(self, order, key):
         """Claim, then start."""
@@ -187,7 +183,7 @@ class Keeper:
         if hold is not None:
             run.slot, gpus, run.cores = hold.slot, hold.gpus, hold.cores
         else:
-            run.slot, gpus = self.room.take(*needs)
+            run.slot, gpus = self.room.take(*orders.wishes(order))
             run.room = needs + (gpus,)
             run.cores = self._cores_for(order)
         run.grace_s = float(order.get("grace", 10.0))
@@ -239,7 +235,7 @@ class Keeper:
 
     def _take_hold(self, order, key):
         needs = orders.needs(order)
-        slot, gpus = self.room.take(*needs)
+        slot, gpus = self.room.take(*orders.wishes(order))
         hold = self.holds[order["x"]] = slots.Hold(order["o"], key, slot, needs, gpus, self._cores_for(order))
         return hold
 
@@ -491,6 +487,7 @@ class Keeper:
             "used_memory": room.used_memory,
             "gpus": room.gpus,
             "free_gpus": room.free_gpus,
+            "numa": self.cores.sizes(),
             "means": self.enforcer.means(),
         }
 

@@ -50,12 +50,17 @@ def needs(order):
     return (order.get("cpus") or 1, order.get("mem") or 0, order.get("gpus") or 0)
 
 
+def wishes(order):
+    """Return what `needs` does, and which GPUs will do (numbers or ids; None: any)."""
+    return needs(order) + (order.get("gpu_ids") or None,)
+
+
 _KINDS = (
     (("cpus", "mem", "gpus"), int, lambda value: 0 <= value < 1 << 60),
     (("numa",), int, lambda value: 0 <= value < 1 << 20),
     (("wall", "grace"), (int, float), lambda value: 0 <= value < 1e12),
     (("cwd", "lease", "node"), str, lambda value: "\0" not in value),
-    (("argv",), list, lambda value: all(type(word) is str for word in value)),
+    (("argv", "gpu_ids"), list, lambda value: all(type(word) is str for word in value)),
     (
         ("env",),
         dict,

@@ -24,22 +24,40 @@ class Room:
         if memory_bytes:
             self.memory_bytes = memory_bytes
 
-    def could_ever(self, cpus, memory_bytes, gpus):
-        """Whether a request fits the empty node."""
-        return cpus <= self.cpus and memory_bytes <= self.memory_bytes and gpus <= len(self.gpus)
+    def could_ever(self, cpus, memory_bytes, gpus, among=None):
+        """Whether a request fits the empty node. `among`: which GPUs will do, numbers or ids; None: any."""
+        suited = self._suited(self.gpus, among)
+        return cpus <= self.cpus and memory_bytes <= self.memory_bytes and gpus <= len(suited)
 
-    def fits(self, cpus, memory_bytes, gpus):
+    def fits(self, cpus, memory_bytes, gpus, among=None):
         return (
             self.used_cpus + cpus <= self.cpus
             and self.used_memory + memory_bytes <= self.memory_bytes
-            and gpus <= len(self.free_gpus)
+            and gpus <= len(self._suited(self.free_gpus, among))
         )
 
-    def take(self, cpus, memory_bytes, gpus):
+    def why_never(self, cpus, memory_bytes, gpus, among=None):
+        """Why the empty node has no room for a request; "": it has."""
+        if self.could_ever(cpus, memory_bytes, gpus, among):
+            return ""
+        numbers = (cpus, memory_bytes, gpus, self.cpus, self.memory_bytes, len(self.gpus))
+        text = "asks for %d cores, %d bytes of memory, %d GPUs; this node has %d, %d, %d" % numbers
+        return text + " (allowed: %s)" % ", ".join(among) if among else text
+
+    def _suited(self, gpus, among):
+        if among is None:
+            return gpus
+        # A number is a place in the list of all of them.
+        named = [self.gpus[int(each)] for each in among if each.isdigit() and int(each) < len(self.gpus)]
+        return [gpu for gpu in gpus if gpu in among or gpu in named]
+
+    def take(self, cpus, memory_bytes, gpus, among=None):
         """Return (slot number, GPU ids). The lowest free number, so that capture files are reused."""
         self.used_cpus += cpus
         self.used_memory += memory_bytes
-        given, self.free_gpus = self.free_gpus[:gpus], self.free_gpus[gpus:]
+        given = self._suited(self.free_gpus, among)[:gpus]
+        if given:
+            self.free_gpus = [gpu for gpu in self.free_gpus if gpu not in given]
         if self._freed:
             slot = heapq.heappop(self._freed)
         else:

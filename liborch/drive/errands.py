@@ -183,9 +183,17 @@ class Errands(Links):
             "RUNAWAY_PATH": target.directory,
             "RUNAWAY_PWD": self._folders.get(execution.id, {}).get(target.name, ""),
         }
-        more = await self._afterwards(execution, result, values)
-        detail.update(more or {})
-        return more is not None
+        told = False
+        while True:
+            try:
+                more = await self._afterwards(execution, result, values)
+                detail.update(more or {})
+                return more is not None
+            except StorageError as error:
+                if not told:
+                    self._tell("trouble", execution.id, why=f"{error}; goes on when there is room")
+                told = True
+                await asyncio.sleep(DISK_S)
 
     async def _fetch_output(self, execution: Execution, target: Target, detail: dict[str, Any]) -> None:
         if execution.sink is None:

@@ -10,11 +10,12 @@ from liborch.drive.execution import Execution
 from liborch.drive.ground import Ground
 from liborch.drive.link import AgentEvent
 from liborch.drive.orders import remote_folder
-from liborch.drive.targets import Target
+from liborch.drive.targets import Target, room_of
 from liborch.errors import (
     AgentError,
     HostUnreachable,
     OrchestraError,
+    SpecError,
     StorageError,
 )
 
@@ -124,18 +125,19 @@ class Links(Ground):
         room = head["room"]
         target.directory = head["expanded"][0] if head.get("expanded") else ""
         holding = tuple((str(x), int(attempt), str(state)) for x, attempt, state in head["holding"])
+        try:
+            cpus, memory_bytes, gpus = room_of(target, room)
+        except SpecError as error:
+            target.error = error
+            self._down(target, "unreachable", str(error))
+            self.post(ev.LinkRefused(target.name, str(error)))
+            link, target.link = target.link, None
+            if link is not None:
+                self._spawn(link.close())
+            return
         target.down_since = None
         self._tell("linked", "", node=target.name)
-        self.post(
-            ev.LinkOpened(
-                target.name,
-                target.state_id,
-                int(room["cpus"]),
-                int(room["memory_bytes"]),
-                len(room["gpus"]),
-                holding,
-            )
-        )
+        self.post(ev.LinkOpened(target.name, target.state_id, cpus, memory_bytes, gpus, holding))
         self._spawn(self._announce_link())
 
     async def _announce_link(self) -> None:

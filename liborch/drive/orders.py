@@ -109,6 +109,7 @@ def submitted(x: str, spec: ExecutionSpec, batch: str, lease: str, *, is_slot: b
         spec.retry_on,
         staged=transfer is not None,
         collected=transfer is not None or bool(spec.post),
+        nodes=spec.nodes,
         lease=lease,
         is_slot=is_slot,
     )

@@ -14,13 +14,13 @@ from typing import Any
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.drive.errands import Errands
+from liborch.drive.errands import DISK_S, Errands
 from liborch.drive.execution import Execution
 from liborch.drive.orders import order_of
 from liborch.drive.recording import Recorded, encode
 from liborch.drive.results import record_of, result_of
 from liborch.drive.targets import Target
-from liborch.errors import InvariantError, OrchestraError, SpecError, WorldError
+from liborch.errors import InvariantError, OrchestraError, SpecError, StorageError, WorldError
 from liborch.journal import Change, Group, Writer
 from liborch.ssh import Pool
 
@@ -110,8 +110,24 @@ class Rounds(Errands):
             execution = self.executions.get(change.id) if change.ended_at is not None else None
             if execution is not None and execution.verdict is not None:
                 results.append((execution, execution.verdict))
-        if results:
-            await self._before_record(results)
+        told = False
+        while results:
+            try:
+                await self._before_record(results)
+                break
+            except StorageError as error:
+                # As with the journal: nothing new is decided until there is room; what runs goes on.
+                if not told:
+                    self.stalled(error)
+                told = True
+                await asyncio.sleep(DISK_S)
+        if told:
+            self.stalled(None)
+
+    def stalled(self, error: StorageError | None) -> None:
+        """This machine's disk refuses (None: no longer). Nothing new starts meanwhile; what runs goes on, and is kept by its node."""
+        why = f"{error}; what runs goes on, nothing new starts until there is room" if error else ""
+        self._tell("stalled" if error else "recovered", "", why=why)
 
     def _stop_waiting(self, node: str) -> None:
         """A node cannot be reached until a person acts: whoever awaits what is on it is told so. It is not over for that."""
@@ -303,7 +319,7 @@ class Rounds(Errands):
         if link is None:
             return  # The core hands over again when the link is open.
         orders = []
-        common = {
+        common: dict[str, Any] = {
             "env": {
                 "RUNAWAY_REMOTE": target.profile.name,
                 "RUNAWAY_PATH": target.directory,
@@ -311,6 +327,10 @@ class Rounds(Errands):
             },
             "node": target.name,
         }
+        if target.slots.numa is not None:
+            common["numa"] = target.slots.numa
+        if target.slots.gpu_ids:
+            common["gpu_ids"] = list(target.slots.gpu_ids)
         for hand in hands:
             execution = self.executions.get(hand.x)
             if execution is None:

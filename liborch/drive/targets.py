@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from liborch.agent.pack import agent_hash
 from liborch.drive import bootstrap
 from liborch.drive.link import AgentLink, FrameLink
-from liborch.errors import AgentError, OrchestraError
+from liborch.errors import AgentError, OrchestraError, SpecError
 from liborch.specs import HostProfile, SlotSpec
 from liborch.ssh import Pool
 
@@ -21,6 +22,8 @@ class Target:
     ssh: str
     profile: HostProfile
     capacity: dict[str, int] = field(default_factory=dict)
+    #: What of it may be used.
+    slots: SlotSpec = field(default_factory=SlotSpec)
     link: AgentLink | None = None
     #: The host's directory, as it expanded it.
     directory: str = ""
@@ -115,6 +118,30 @@ class Target:
         return link
 
 
+def room_of(target: Target, room: dict[str, Any]) -> tuple[int, int, int]:
+    """What may be used of the room that a node's agent told of: (cores, bytes of memory, GPUs).
+
+    Raises:
+        SpecError: What was asked for by name is not there.
+    """
+    slots = target.slots
+    cpus, gpus = int(room["cpus"]), list(room["gpus"])
+    if (slots.numa is not None or slots.gpu_ids) and target.fallback:
+        raise SpecError(f"{target.name} has no python3, without which NUMA nodes and GPUs cannot be chosen")
+    if slots.numa is not None:
+        sizes = room.get("numa") or []
+        if slots.numa >= len(sizes):
+            raise SpecError(f"{target.name} has no NUMA node {slots.numa}; it has {len(sizes)}, from 0")
+        if slots.count is None:
+            cpus = min(cpus, sizes[slots.numa])
+    if slots.gpu_ids:
+        for each in slots.gpu_ids:
+            if each not in gpus and not (each.isdigit() and int(each) < len(gpus)):
+                raise SpecError(f"{target.name} has no GPU {each}; it has {', '.join(gpus) or 'none'}")
+        gpus = list({gpus[int(each)] if each.isdigit() else each for each in slots.gpu_ids})
+    return cpus, int(room["memory_bytes"]), len(gpus)
+
+
 def capacity_of(slots: SlotSpec) -> dict[str, int]:
     """What a profile says of a node's room, in the agent's terms; empty: what the node finds itself."""
     capacity: dict[str, int] = {}
@@ -128,8 +155,9 @@ def capacity_of(slots: SlotSpec) -> dict[str, int]:
 def targets_of(profile: HostProfile) -> list[Target]:
     """The nodes of a host without a batch system."""
     if not profile.nodes:
-        return [Target(profile.name, profile.ssh, profile, capacity_of(profile.slots))]
-    return [
-        Target(node.ssh, node.ssh, profile, capacity_of(node.slots or profile.slots))
-        for node in profile.nodes
-    ]
+        return [_target(profile.name, profile.ssh, profile, profile.slots)]
+    return [_target(node.ssh, node.ssh, profile, node.slots or profile.slots) for node in profile.nodes]
+
+
+def _target(name: str, ssh: str, profile: HostProfile, slots: SlotSpec) -> Target:
+    return Target(name, ssh, profile, capacity_of(slots), slots)

@@ -27,6 +27,7 @@ def identity(
     arguments: Sequence[str],
     parameters: Mapping[str, str],
     resources: Resources,
+    node: str = "",
 ) -> str:
     """Return the name of a content: 32 hexadecimal digits.
 
@@ -36,13 +37,16 @@ def identity(
         arguments: The words after the command.
         parameters: In any order.
         resources: What was asked for; fields at their defaults do not count, so that a new kind of resource changes no name.
+        node: Where it is to run, where that is part of what was asked for (`--each`); "": wherever.
     """
     asked = {
         name: value
         for name, value in msgspec.structs.asdict(resources).items()
         if value != getattr(_NOTHING_ASKED, name)
     }
-    content = [VERSION, snapshot_id, list(command), list(arguments), dict(parameters), asked]
+    content: list[object] = [VERSION, snapshot_id, list(command), list(arguments), dict(parameters), asked]
+    if node:
+        content.append(node)
     # ASCII with sorted keys: one text for one content; bytes that are no UTF-8 become escapes of their own.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
@@ -52,16 +56,21 @@ _NOTHING_ASKED = Resources()
 
 
 def identities(
-    plan: Plan, snapshot_id: str, command: Sequence[str], resources: Resources
+    plan: Plan,
+    snapshot_id: str,
+    command: Sequence[str],
+    resources: Resources,
+    nodes: Sequence[str] = (),
 ) -> Iterator[tuple[str, Planned]]:
     """Yield each execution of a plan with its identity and, behind a `#`, which one with that content it is, from 1.
 
     They come in the order of the plan, and are counted in the order before shuffling, so that the same repetition has the same
-    number whatever the order.
+    number whatever the order. `nodes`: with `--each`, where each repetition runs.
     """
 
     def content(planned: Planned) -> str:
-        return identity(snapshot_id, command, planned.arguments, planned.parameters, resources)
+        node = nodes[planned.repetition] if nodes else ""
+        return identity(snapshot_id, command, planned.arguments, planned.parameters, resources, node)
 
     seen = Occurrences()
     if not plan.is_shuffled:

@@ -39,6 +39,9 @@ class BatchOptions:
     cpus: int | None
     mem: int
     gpus: int
+    on: tuple[str, ...]
+    exclude: tuple[str, ...]
+    each: bool
     slots: int | None
     retries: int
     retry_on: tuple[str, ...]

@@ -174,7 +174,8 @@ def compare(
 
 def _named(prepared: Prepared, codes: list[str]) -> Iterator[tuple[dict[str, str], Planned]]:
     """Each execution of the plan, with its identity under each code."""
-    lists = [identities(prepared.plan, code, prepared.script.argv, prepared.resources) for code in codes]
+    what = (prepared.script.argv, prepared.resources, prepared.each)
+    lists = [identities(prepared.plan, code, *what) for code in codes]
     for several in zip(*lists, strict=True):
         yield {code: name for code, (name, _) in zip(codes, several, strict=True)}, several[0][1]
 

@@ -32,6 +32,7 @@ from runaway.batches.drive import Batch
 from runaway.batches.folders import Folders, make_folders
 from runaway.batches.identity import identities
 from runaway.batches.options import BatchOptions
+from runaway.batches.places import choose, names_gpus
 from runaway.batches.post import post_words
 from runaway.batches.sources import Plan, Planned, make_plan
 from runaway.messages import Messages
@@ -60,11 +61,14 @@ class Prepared:
     cwd: Path
     #: Words of the post command.
     post: tuple[str, ...] = ()
+    #: With `--each`: where each repetition runs.
+    each: tuple[str, ...] = ()
 
     @property
     def resources(self) -> Resources:
         """What each execution asks for."""
-        return Resources(self.options.cpus, self.options.mem, self.options.gpus)
+        gpus = self.options.gpus or int(names_gpus(self.profiles))
+        return Resources(self.options.cpus, self.options.mem, gpus)
 
     @property
     def key(self) -> str:
@@ -161,6 +165,7 @@ class Prepared:
             parameters=planned.parameters,
             outcome_folder=output,
             identity=name,
+            nodes=(self.each[planned.repetition],) if self.each else (),
         )
 
 
@@ -181,6 +186,12 @@ def prepare(
                 msgspec.structs.replace(node, slots=None) for node in profile.nodes
             ))  # fmt: skip
         profiles.append(profile)
+    profiles = choose(profiles, options.on, options.exclude)
+    each: tuple[str, ...] = ()
+    if options.each:
+        if options.repeats > 1:
+            raise SpecError("--each and --repeats at once; expected one of them")
+        each = tuple(target.name for profile in profiles for target in targets_of(profile))
     if len({profile.execution for profile in profiles}) > 1:
         raise SpecError(
             f"{options.remotes}: hosts whose profiles say `execution` differently cannot share a batch yet"
@@ -194,7 +205,7 @@ def prepare(
         grids=options.grids,
         csv=options.csv,
         jsonl=options.jsonl,
-        repeats=options.repeats,
+        repeats=len(each) or options.repeats,
         shuffle=options.shuffle,
         seed=options.seed,
         stdin=sys.stdin.buffer,
@@ -230,7 +241,7 @@ def prepare(
         )
     if not options.into_existing and not options.resume:
         where.check_unused(plan, str(cwd))
-    return Prepared(options, profiles, script, plan, where, sending, own, cwd, post)
+    return Prepared(options, profiles, script, plan, where, sending, own, cwd, post, each)
 
 
 async def run_batch(options: BatchOptions) -> int:
@@ -302,7 +313,7 @@ async def begin_batch(prepared: Prepared, messages: Messages, folders: Places) -
             for target in targets_of(profile):
                 driver.add(target)
         driver.connect()
-        planned = identities(prepared.plan, snapshot, prepared.script.argv, prepared.resources)
+        planned = identities(prepared.plan, snapshot, prepared.script.argv, prepared.resources, prepared.each)
         rows = new_rows(prepared, common, shared, snapshot, planned, first=1)
         return await batch.see_through(driver, lambda feeder: enter(driver, rows, feeder))
 
@@ -345,11 +356,12 @@ def show_plan(prepared: Prepared) -> None:
     for planned in plan:
         words = [*prepared.script.argv, *planned.arguments]
         folder = prepared.folders.output(planned).text
+        where = f"{prepared.each[planned.repetition]}: " if prepared.each else ""
         if options.as_json:
             line = {"argv": words, "parameters": planned.parameters, "output_folder": folder}
             print(json.dumps({"schema_version": 1, **line}))
         else:
-            print(neutral(f"{join_arguments(tuple(words))}  -> {folder}"))
+            print(neutral(f"{where}{join_arguments(tuple(words))}  -> {folder}"))
     if not options.as_json:
         print(f"{plan.count} executions on {prepared.hosts}")
         if prepared.post:

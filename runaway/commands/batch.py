@@ -61,6 +61,12 @@ from runaway.options import Assignment, Duration, resources
     "--env", "-e", "variables", type=Assignment(), multiple=True, help="Set a variable for the executions."
 )
 @resources
+@click.option(
+    "--on", multiple=True, metavar="HOST[:NUMA][::GPU,...]",
+    help="Only there: on this host or node, bound to this NUMA node, with these GPUs (one each, unless --gpus). May be repeated.",
+)  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="HOST", help="Not there. May be repeated.")
+@click.option("--each", is_flag=True, help="Once on every node.")
 @click.option("--slots", type=click.IntRange(1), metavar="N", help="Executions at a time on each node.")
 @click.option(
     "--retries", type=click.IntRange(0), default=2, metavar="N", show_default=True, help="Further attempts."
