@@ -9,14 +9,24 @@ import asyncio
 import os
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 from liborch import patterns
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.errors import StorageError
+from liborch.specs import ExecutionSpec
 
 #: What is told of an end that has no code.
 NO_CODE = {"cancelled": "cancelled", "lost": "lost"}
+
+
+class Ended(Protocol):
+    """An execution, as far as its outcome depends on it."""
+
+    @property
+    def spec(self) -> ExecutionSpec:
+        """What was asked for."""
 
 
 class Outcomes:
@@ -74,7 +84,7 @@ class Outcomes:
             ) from error
         return folder
 
-    def folder(self, execution: Execution, result: Result) -> str:
+    def folder(self, execution: Ended, result: Result) -> str:
         """Where it goes, now that everything is known."""
         if result.output_folder:
             return result.output_folder
@@ -89,7 +99,7 @@ class Outcomes:
         return os.path.join(self._here, pattern.fill(values))
 
 
-def variables_of(execution: Execution, result: Result) -> dict[str, str]:
+def variables_of(execution: Ended, result: Result) -> dict[str, str]:
     """The variables of an execution that is over, among them all RUNAWAY_* of its own."""
     spec = execution.spec
     return {

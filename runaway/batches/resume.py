@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from liborch.drive.adopt import adopting
 from liborch.drive.driver import Driver
 from liborch.drive.transfers import Snapshots
@@ -41,6 +43,8 @@ class Rest:
 
     #: What is to enter.
     new: list[tuple[str, Planned]] = field(default_factory=list)
+    #: For each of those the execution it is instead of: it did not do well, or never started.
+    instead_of: list[str | None] = field(default_factory=list)
     #: Ids of what has not started and is not wanted any more.
     withdrawn: list[str] = field(default_factory=list)
     #: {state: executions of the plan that keep their verdict}
@@ -106,7 +110,14 @@ async def resume_batch(prepared: Prepared, messages: Messages, folders: Places) 
         )
         common = prepared.common(snapshot)
         first = driver.count + 1
-        rows = new_rows(prepared, common, shared, snapshot, iter(rest.new), first)
+        rows = (
+            msgspec.structs.replace(new, replaces=former)
+            for new, former in zip(
+                new_rows(prepared, common, shared, snapshot, iter(rest.new), first),
+                rest.instead_of,
+                strict=True,
+            )
+        )
         driver.detached = False
         return await batch.see_through(driver, lambda feeder: enter(driver, rows, feeder))
 
@@ -145,12 +156,15 @@ def compare(
     """
     verdicts: dict[str, str] = {}
     live: dict[str, tuple[str, str]] = {}
+    former: dict[str, str] = {}
     for name, state, reason, x in known:
         if state in VERDICTS and reason not in NEVER_RAN:
             if verdicts.get(name) != "succeeded":
                 verdicts[name] = state
         elif state not in ("failed", "cancelled", "lost"):
             live[name] = (state, x)
+        if state != "succeeded":
+            former[name] = x
     rest = Rest()
     wanted: set[str] = set()
     for names, planned in _named(prepared, codes):
@@ -168,6 +182,7 @@ def compare(
             wanted.add(going)
         else:
             rest.new.append((new_name, planned))
+            rest.instead_of.append(next((former[name] for name in names.values() if name in former), None))
     rest.withdrawn = [x for name, (state, x) in live.items() if state in NOT_STARTED and name not in wanted]
     return rest
 
