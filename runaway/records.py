@@ -175,6 +175,7 @@ def full_view(row: ExecutionRow, life: dict[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = json.loads(row.spec)
     spec["argv"] = hide_words(spec.get("argv", ()))
     spec["env"] = hide_values(spec.get("env", {}))
+    spec["post"] = hide_words(spec.get("post", ()))
     transfer = spec.get("transfer")
     if transfer:
         transfer["variables"] = hide_values(transfer.get("variables", {}))
@@ -196,6 +197,7 @@ def full_view(row: ExecutionRow, life: dict[str, Any]) -> dict[str, Any]:
         "fetched_files": detail.get("fetched_files"),
         "refused": detail.get("refused", []),
         "collect_error": detail.get("collect_error"),
+        "post_status": detail.get("post_status"),
         "variables": hide_values(detail.get("variables", {})),
         "spec": spec,
     }

@@ -294,7 +294,7 @@ class Batch:
         self._ending = asyncio.ensure_future(self._end_posts(self._driver))
 
     async def _end_posts(self, driver: Driver) -> None:
-        await self._posts.close()
+        await self._posts.close(for_good=self._killed)
         # That they are over is no event; the driver is to look once more.
         driver.post(ev.Tick())
 

@@ -39,6 +39,8 @@ VARIABLE_BYTES = 64 << 10
 GRACE_S = 2.0
 #: How often one that a killed client left is looked at, in seconds.
 LOOK_S = 0.2
+#: The status of one that was ended for good, with its batch: as by TERM.
+ENDED = 128 + signal.SIGTERM
 #: What is told of a failing one: the end of its output, in bytes.
 TAIL_BYTES = 2000
 
@@ -94,6 +96,7 @@ class PostCommands:
         self._groups: set[int] = set()
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._for_good = False
 
     def __repr__(self) -> str:
         return f"<PostCommands: {len(self._groups)} running, {len(self._pending)} under way>"
@@ -121,8 +124,7 @@ class PostCommands:
         pending = self._pending.get(execution.id)
         if pending is None:
             if self._over.is_set():
-                self.abandoned.add(execution.id)
-                return None
+                return self._given_up(execution)
             loop = asyncio.get_running_loop()
             pending = loop.run_in_executor(self._threads, self._run, execution, result, values)
             self._pending[execution.id] = pending
@@ -133,20 +135,31 @@ class PostCommands:
             if not pending.cancelled():
                 raise
             post = None  # It waited for its turn when the batch ended.
-        return None if post is None else {"post_status": post.status}
+        return self._given_up(execution) if post is None else {"post_status": post.status}
+
+    def _given_up(self, execution: Execution) -> dict[str, Any] | None:
+        if self._for_good:
+            return {"post_status": ENDED}
+        self.abandoned.add(execution.id)
+        return None
 
     def _ended(self, execution: Execution, done: asyncio.Future[Post | None]) -> None:
         self._pending.pop(execution.id, None)
         if not done.cancelled() and done.exception() is not None:
             return
         post = None if done.cancelled() else done.result()
-        if post is None:
-            self.abandoned.add(execution.id)
-        else:
+        if post is not None:
             self._tell(execution, post)
+        else:
+            self._given_up(execution)
 
-    async def close(self) -> None:
-        """End those that run: TERM, a grace, KILL. Those that wait are not run. The next client runs them all again."""
+    async def close(self, *, for_good: bool = False) -> None:
+        """End those that run: TERM, a grace, KILL. Those that wait are not run. The next client runs them all again.
+
+        Args:
+            for_good: It does not: the batch itself is to end, and they are over with it.
+        """
+        self._for_good = self._for_good or for_good
         self._over.set()
         self._signal(signal.SIGTERM)
         self._threads.shutdown(wait=False, cancel_futures=True)

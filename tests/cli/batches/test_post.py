@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 from tests.cli.person import Person, wait_until
@@ -21,6 +22,16 @@ def gone(path: Path) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
     except OSError:
         return True
+
+
+def wait_begun(batch: subprocess.Popen[bytes], path: Path) -> None:
+    """Return when a post command has written to a file."""
+
+    def written() -> bool:
+        assert batch.poll() is None, batch.communicate()[1].decode()
+        return path.exists() and bool(path.read_text())
+
+    wait_until("a post command", written)
 
 
 def test_a_post_command_sees_the_results_and_every_variable_of_its_execution(person: Person) -> None:
@@ -90,7 +101,7 @@ def test_a_killed_client_leaves_post_commands_to_the_next_and_two_never_run_at_o
     person.write("run.sh", f"echo x >> {person.root}/ran\n")
     command = ("batch", "local", "run.sh", "-p", post)
     first = person.start(*command)
-    wait_until("a post command", (person.root / "began").exists)
+    wait_begun(first, person.root / "began")
     first.kill()
     first.communicate()
     second = person.start(*command, "--resume")
@@ -109,7 +120,7 @@ def test_the_second_ctrl_c_ends_post_commands_and_the_next_client_runs_them_agai
     post = f"echo $$ > {person.root}/pid; trap '' TERM; [ -e {person.root}/go ] || exec sleep 600"
     command = ("batch", "local", "true", "-p", post)
     first = person.start(*command)
-    wait_until("a post command", lambda: (person.root / "pid").exists() and (person.root / "pid").read_text())
+    wait_begun(first, person.root / "pid")
     assert first.stderr is not None
     os.kill(first.pid, signal.SIGINT)
     while b"nothing new is started" not in (line := first.stderr.readline()):
@@ -130,3 +141,17 @@ def test_a_post_script_that_is_not_there_is_told_before_anything_starts(person: 
         assert done.returncode == 2
         assert text in done.stderr
     assert not person.state.exists()
+
+
+def test_a_batch_that_is_killed_ends_its_post_commands_for_good(person: Person) -> None:
+    command = ("batch", "local", "true", "-p", f"echo $$ > {person.root}/pid; exec sleep 600")
+    first = person.start(*command)
+    wait_begun(first, person.root / "pid")
+    listed = person.run("ps", "--batches", "--json").stdout
+    killed = person.run("kill", json.loads(listed)["id"])
+    assert killed.returncode == 0, killed.stderr.decode()
+    first.communicate(timeout=20)
+    assert gone(person.root / "pid")
+    (execution,) = person.executions()
+    assert execution["state"] == "succeeded"
+    assert person.json("show", execution["id"])["post_status"] == 143

@@ -1,0 +1,56 @@
+"""A batch's places over several hosts, and its post commands while a link is torn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.person import Person, wait_until
+from tests.lab.hosts import Lab
+
+pytestmark = pytest.mark.lab
+
+MakeLab = Callable[..., Lab]
+
+
+@pytest.fixture
+def three(tmp_path: Path, make_lab: MakeLab) -> Iterator[tuple[Lab, Person]]:
+    lab = make_lab(3)
+    somebody = Person(tmp_path, lab.ssh_config)
+    yield lab, somebody
+    somebody.close()
+
+
+def test_each_is_once_on_every_host_and_on_and_exclude_are_kept_to(three: tuple[Lab, Person]) -> None:
+    _lab, person = three
+
+    def nodes(*options: str) -> list[str]:
+        done = person.run("batch", "h1,h2,h3", "true", "--json", *options)
+        assert done.returncode == 0, done.stderr.decode()
+        return sorted(json.loads(line)["node"] for line in done.stdout.splitlines())
+
+    assert nodes("--each") == ["h1", "h2", "h3"]
+    assert nodes("--each", "--exclude", "h2") == ["h1", "h3"]
+    assert set(nodes("-x", "20", "--on", "h2:0", "--on", "h3")) <= {"h2", "h3"}
+    assert nodes("-x", "3", "--on", "h2") == ["h2"] * 3
+
+
+def test_a_torn_link_neither_ends_nor_repeats_a_post_command(three: tuple[Lab, Person]) -> None:
+    lab, person = three
+    person.write("run.sh", "echo made > made\n")
+    post = f"echo x >> {person.root}/began; until [ -e {person.root}/go ]; do sleep 0.05; done; cat made"
+    with person.start("batch", "h1", "run.sh", "-V", "-p", post) as batch:
+        wait_until("a post command", (person.root / "began").exists)
+        lab.host("h1").stop_sshd(sessions=True)
+        lab.host("h1").start_sshd()
+        assert batch.stderr is not None
+        while b"connected again" not in (line := batch.stderr.readline()):
+            assert line
+        (person.root / "go").touch()
+        _, told = batch.communicate(timeout=60)
+    assert batch.returncode == 0, told.decode()
+    assert (person.root / "began").read_text() == "x\n"
+    assert [path.read_text() for path in person.folder.glob("batch/*/post.out")] == ["made\n"]
