@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 _OPERANDS = {
     "exec": ("host", "file"),
     "batch": ("host", "file"),
-    "show": ("id",),
+    "results": ("batch",),
+    "show": ("id or batch",),
     "logs": ("id",),
-    "attach": ("id",),
-    "wait": ("id*",),
-    "explain": ("live",),
-    "kill": ("live*",),
+    "attach": ("id or batch",),
+    "wait": ("id or batch*",),
+    "explain": ("live or batch",),
+    "kill": ("live or batch*",),
     "pause": ("live",),
     "resume": ("live",),
     "fetch": ("id",),
@@ -53,6 +54,8 @@ def candidates(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) ->
     if any(word.startswith("-") for word in operands):
         values = _values(commands[command][0], before)
         if before[-1] in values:
+            if before[-1] == "--batch":
+                return [word for word in _words("batch", typed) if word.startswith(typed)]
             return [value for value in values[before[-1]] if value.startswith(typed)]
         operands = [
             word for last, word in pairwise(before) if last not in values and not word.startswith("-")
@@ -71,8 +74,8 @@ def _words(kind: str, typed: str) -> list[str]:
     found: list[str] = []
     if "host" in kind:
         found += _hosts()
-    if "id" in kind or kind == "live":
-        found += _ids(typed, live=kind == "live")
+    if "id" in kind or "live" in kind or "batch" in kind:
+        found += _ids(typed, kind)
     return found
 
 
@@ -85,7 +88,8 @@ def _hosts() -> list[str]:
     return known_hosts_names(folders.profiles, ssh_config_of(folders))
 
 
-def _ids(typed: str, *, live: bool) -> list[str]:
+def _ids(typed: str, kind: str) -> list[str]:
+    """Ids of executions (`id`, `live`), of batches, or of both."""
     import sqlite3
 
     from liborch.places import places
@@ -93,18 +97,26 @@ def _ids(typed: str, *, live: bool) -> list[str]:
     # The journal's own reader checks more, and takes longer to import than a key press may.
     # No id begins with an l: then all there are stand for `last`.
     prefix = "" if "last".startswith(typed) else typed
-    ended = " AND ended_at IS NULL" if live else ""
+    span = (prefix, prefix + "\uffff")
+    # A range and not LIKE: that would not use the index, and an old id is completed like a new one.
+    begins = f"id >= ? AND id < ? ORDER BY {{}} DESC LIMIT {MOST_IDS}"
+    ended = "ended_at IS NULL AND " if "live" in kind else ""
+    found: list[str] = []
     journal = places(dict(os.environ)).journal
     try:
         db = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=0.2)
-        rows = db.execute(
-            # A range and not LIKE: that would not use the index, and an old id is completed like a new one.
-            f"SELECT id FROM executions WHERE id >= ? AND id < ?{ended} ORDER BY place DESC LIMIT {MOST_IDS}",
-            (prefix, prefix + "\uffff"),
-        ).fetchall()
+        if "batch" in kind:
+            over = "state != 'ended' AND " if "live" in kind else ""
+            query = f"SELECT id FROM orchestrations WHERE kind = 'batch' AND {over}"
+            found += (str(row[0]) for row in db.execute(query + begins.format("number"), span))
+        if kind != "batch":
+            # Newest first, of a million: whoever typed nothing yet is shown the end of the table.
+            walk = "" if prefix else "INDEXED BY live" if ended else "NOT INDEXED"
+            query = f"SELECT id FROM executions {walk} WHERE {ended}"
+            found += (str(row[0]) for row in db.execute(query + begins.format("place"), span))
     except (sqlite3.Error, ValueError):
         return []  # A key press is no place for a message.
-    return [*(str(row[0]) for row in rows), *(["last"] if rows else [])]
+    return [*dict.fromkeys(found), *(["last"] if found else [])]
 
 
 def _options(module: str, before: Sequence[str]) -> list[str]:

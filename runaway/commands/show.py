@@ -1,4 +1,4 @@
-"""`runaway show ID`: everything that is known of an execution, without secrets."""
+"""`runaway show ID`: everything that is known of an execution or a batch, without secrets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ import click
 
 
 @click.command()
-@click.argument("execution")
+@click.argument("execution", metavar="EXECUTION|BATCH")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value.")
 def command(execution: str, as_json: bool) -> int:
-    """Show everything that is known of EXECUTION (a prefix of its id, or `last`)."""
+    """Show everything that is known of EXECUTION or BATCH (a prefix of its id, or `last`)."""
+    from liborch.journal import OrchestrationRow
     from liborch.plain_text import neutral
     from runaway.records import Lives, Records, full_view, state_text
 
     records = Records()
-    row = records.find(execution)
+    row = records.find_any(execution)
+    if isinstance(row, OrchestrationRow):
+        from runaway.batches.showing import batch_lines, batch_view
+
+        shown = batch_view(records, row)
+        if as_json:
+            click.echo(json.dumps(shown))
+            return 0
+        for name, text in batch_lines(shown):
+            if text:
+                click.echo(f"{name:<12}{neutral(text)}")
+        return 0
     life = Lives(records.folders).describe(row)
     fields = full_view(row, life)
     if as_json:

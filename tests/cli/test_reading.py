@@ -95,6 +95,12 @@ def test_names_and_ids_complete(person: Person) -> None:
     assert lines(person.run("--complete", "kill", "").stdout) == []
     assert "--output-folder" in lines(person.run("--complete", "exec", "--ou").stdout)
     assert lines(person.run("--complete", "at").stdout) == ["attach"]
+    person.write("run.sh", "exit 0\n")
+    person.run("batch", "local", "run.sh")
+    [batch] = person.run("ps", "--batches", "-q").stdout.decode().split()
+    for words in (("results",), ("show",), ("wait", x), ("ps", "--batch"), ("batch", "local", "s", "--batch")):
+        assert batch in lines(person.run("--complete", *words, batch[:3]).stdout)
+    assert batch not in lines(person.run("--complete", "kill", "").stdout)
 
 
 def test_options_with_their_values_are_no_operands(person: Person) -> None:
