@@ -26,7 +26,6 @@ from liborch.errors import (
     AgentError,
     OrchestraError,
     SpecError,
-    StorageError,
     WorldError,
 )
 from liborch.journal import Change, ExecutionRow, Group, Journal, NewExecution
@@ -336,8 +335,3 @@ class Driver(Rounds):
         for grant in self._grants.values():
             if not grant.done():
                 grant.set_exception(left)
-
-    def journal_stalled(self, error: StorageError | None) -> None:
-        """The journal's disk refuses (None: no longer). Nothing new starts meanwhile; what runs goes on, and is kept by its node."""
-        why = f"{error}; what runs goes on, nothing new starts until there is room" if error else ""
-        self._tell("stalled" if error else "recovered", "", why=why)

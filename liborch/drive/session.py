@@ -56,7 +56,7 @@ async def driving(
 
         def stalled(error: StorageError | None = None) -> None:
             for each in told:
-                each.journal_stalled(error)
+                each.stalled(error)
 
         writer = Writer(Journal.open(folders.journal), on_stall=stalled, on_recover=stalled)
         if take_over:

@@ -195,7 +195,8 @@ class Batch:
             await driver.sweep()
         if self._interrupted:
             return 130
-        return 0 if progress.all_succeeded and not progress.failed_posts and not remains else 1
+        is_whole = progress.all_succeeded and not progress.failed_posts and not progress.unwritten
+        return 0 if is_whole and not remains else 1
 
     def _say_left(self) -> None:
         short = self.id[:8]
@@ -206,7 +207,9 @@ class Batch:
 
     async def _ended(self, ended: list[tuple[Execution, Result]]) -> None:
         """Called before their ends are on record."""
-        await self._outcomes(ended)
+        for error in await self._outcomes(ended):
+            self.progress.unwritten += 1
+            self._messages.error(str(error))
         for execution, result in ended:
             self.progress.count(execution, result)
             if self._as_json:

@@ -6,6 +6,7 @@ Written before the verdict is on record, so a client killed in between writes th
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,8 @@ from liborch.drive.results import Result
 from liborch.errors import StorageError
 from liborch.specs import ExecutionSpec
 
+#: What passes when somebody makes room.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What is told of an end that has no code.
 NO_CODE = {"cancelled": "cancelled", "lost": "lost"}
 
@@ -42,8 +45,12 @@ class Outcomes:
         self._here = here
         self._parsed: dict[str, patterns.Pattern] = {}
 
-    async def __call__(self, ended: list[tuple[Execution, Result]]) -> None:
-        """Write those that are wanted. Raises StorageError."""
+    async def __call__(self, ended: list[tuple[Execution, Result]]) -> list[StorageError]:
+        """Write those that are wanted; returns why some could not be, for reasons that no waiting mends.
+
+        Raises:
+            StorageError: The disk is full. The same may be tried again.
+        """
         wanted = [
             (execution, result)
             for execution, result in ended
@@ -52,12 +59,18 @@ class Outcomes:
             # Else it was written before its post command ran, which may have done with it what it liked.
             and result.post_status is None
         ]
-        if wanted:
-            await asyncio.to_thread(self._write_all, wanted)
+        return await asyncio.to_thread(self._write_all, wanted) if wanted else []
 
-    def _write_all(self, ended: list[tuple[Execution, Result]]) -> None:
+    def _write_all(self, ended: list[tuple[Execution, Result]]) -> list[StorageError]:
+        errors = []
         for execution, result in ended:
-            self.write(execution, result)
+            try:
+                self.write(execution, result)
+            except StorageError as error:
+                if error.code in FULL:
+                    raise
+                errors.append(error)
+        return errors
 
     def write(self, execution: Execution, result: Result) -> str:
         """Write what one left; returns the folder. From any thread. Raises StorageError."""

@@ -60,6 +60,8 @@ class Progress:
         #: How many had ended before this client began.
         self.before: Counter[str] = Counter()
         self.too_many = False
+        #: How many left nothing here, because their output folder cannot be written.
+        self.unwritten = 0
         #: Says how many post commands run, or wait for their turn.
         self.posts_under_way: Callable[[], int] = lambda: 0
         self._messages = messages

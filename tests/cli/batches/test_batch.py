@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.cli.person import Person
 
@@ -208,3 +211,46 @@ def test_a_host_that_cannot_be_reached_fails_nothing(person: Person) -> None:
     assert done.returncode == 255
     assert b"gone" in done.stderr
     assert b"3 of 3 are left" in done.stderr
+
+
+def test_an_output_folder_that_cannot_be_written_is_told_and_holds_up_nobody(person: Person) -> None:
+    person.write("blocked", "a file, no folder\n")
+    done = person.run(
+        "batch", "local", "echo", "--into-existing", "-o", "$RUNAWAY_PARAM_WHERE", "--grid", "where=blocked,free", "--", "hello"
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert b"2 succeeded" in done.stderr
+    assert b"blocked: Not a directory" in done.stderr or b"blocked: File exists" in done.stderr
+    assert (person.folder / "free/ecode").read_text() == "0\n"
+
+
+def test_a_full_disk_here_is_waited_for_and_nothing_is_lost(person: Person) -> None:
+    if os.getuid():
+        pytest.skip("only root mounts a small disk")
+    small = person.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], check=True)
+    try:
+        (small / "ballast").write_bytes(b"x" * (60 << 10))
+        command = (
+            "batch",
+            "local",
+            "sh",
+            "-o",
+            "small/$RUNAWAY_UUID",
+            "-x",
+            "3",
+            "--",
+            "-c",
+            "head -c 4000 /dev/zero",
+        )
+        with person.start(*command) as batch:
+            assert batch.stderr is not None
+            while b"nothing new starts until there is room" not in (line := batch.stderr.readline()):
+                assert line
+            (small / "ballast").unlink()
+            _, told = batch.communicate(timeout=60)
+        assert batch.returncode == 0, told.decode()
+        assert [(folder / "stdout").stat().st_size for folder in small.iterdir()] == [4000] * 3
+    finally:
+        subprocess.run(["umount", small], check=True)
