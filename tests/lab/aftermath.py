@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from liborch.drive.recording import decode
 from liborch.journal import ExecutionRow, Journal
 from tests.lab.hosts import Host
 
@@ -29,7 +30,7 @@ def look(tried: Round) -> None:
     state = tried.person.state / "orchestra"
     for name in ("locks", "drivers"):
         assert list((state / name).glob("*")) == [], f"left in {name}"
-    hidden = [path for path in tried.person.folder.rglob(".*")]
+    hidden = list(tried.person.folder.rglob(".*"))
     assert hidden == [], f"left in the person's folder: {hidden}"
 
 
@@ -60,18 +61,19 @@ def results_of(tried: Round) -> dict[int, ExecutionRow]:
 
 def ran_once(tried: Round, results: dict[int, ExecutionRow]) -> None:
     """Each ran to its end, and once; more often only as often as attempts were really lost."""
-    begins: Counter[int] = Counter()
-    ends: Counter[int] = Counter()
+    ledgers = defaultdict(list)
     for host in tried.hosts:
         ledger = host.home / f"ledger-{tried.tag}"
         for line in ledger.read_text().splitlines() if ledger.exists() else ():
-            word, number, _pid = line.split()
-            (begins if word == "begin" else ends)[int(number)] += 1
+            word, number, pid = line.split()
+            ledgers[int(number)].append((word, host.alias, pid))
     again = 0
     for number, row in results.items():
+        words = Counter(word for word, _host, _pid in ledgers[number])
         attempts = row.attempt or 0
-        told = f"execution {number}: {begins[number]} begins, {ends[number]} ends, {attempts} attempts"
-        assert 1 <= ends[number] <= begins[number] <= attempts, told
+        told = f"execution {number}, {row.id}, {attempts} attempts on record: {ledgers[number]}"
+        if not 1 <= words["end"] <= words["begin"] <= attempts:
+            raise AssertionError("\n".join([told, *records_of(tried, row.id)]))
         again += attempts - 1
     from tests.lab.durability import SLOTS
 
@@ -79,11 +81,38 @@ def ran_once(tried: Round, results: dict[int, ExecutionRow]) -> None:
     assert again <= deadly, f"{again} attempts were repeated; at most {deadly} were lost"
 
 
+def records_of(tried: Round, x: str) -> list[str]:
+    """Everything that the journal and the nodes' logs say about an execution, for people."""
+    from tests.lab.durability import AGENT_FOLDER
+
+    told = []
+    with Journal.open(tried.person.state / "orchestra" / "journal.db", readonly=True) as journal:
+        batch = journal.orchestrations(kind="batch")[0]
+        for number, at, payload in journal.groups(batch.id):
+            recorded = decode(payload)
+            told += [
+                f"  {at:.3f} group {number}: {event} (acknowledging {recorded.acks})"
+                for event in recorded.events
+                if getattr(event, "x", None) == x
+                or type(event).__name__ in ("LinkLost", "Restarted")
+                or any(held[0] == x for held in getattr(event, "holding", ()))
+            ]
+    for host in tried.hosts:
+        for log in sorted(host.path(AGENT_FOLDER).rglob("log.*")):
+            lines = log.read_bytes().rstrip(b"\0").split(b"\n")
+            told += [
+                f"  {host.alias} {log.name}:{n}: {line[:300].decode()}"
+                for n, line in enumerate(lines)
+                if x.encode() in line
+            ]
+    return told
+
+
 def outputs_are_right(tried: Round) -> None:
     """What each left is there, whole and its own."""
     for work in tried.schedule.works:
         folder = tried.person.folder / "out" / str(work.number)
-        there = {path.name: path.read_bytes() for path in folder.glob("*")}
+        there = {path.name: path.read_bytes() if path.is_file() else b"a folder" for path in folder.glob("*")}
         expected = {
             "ecode": b"0\n",
             "stdout": b"out %d\n" % work.number + b"x" * work.size_bytes,
@@ -108,7 +137,8 @@ def nothing_left(host: Host, tried: Round) -> None:
         time.sleep(0.05)
     assert not left, f"left running on {host.alias}: {left}"
     folder = host.home / "orchestra"
-    assert not folder.exists(), f"left on {host.alias}: {sorted(folder.rglob('*'))[:20]}"
+    paths = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert not folder.exists(), f"left on {host.alias}: {len(paths)} files, such as {paths[:10]}"
     from tests.lab.durability import AGENT_FOLDER
 
     ids = {row.id for row in results_of(tried).values()}

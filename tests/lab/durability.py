@@ -167,7 +167,7 @@ class Round:
     @property
     def command(self) -> list[str]:
         """What the person types."""
-        script = "run.sh" if self.schedule.sends else f"/root/run-{self.tag}.sh"
+        script = "run.sh" if self.schedule.sends else f"/root/run-{self.tag}"
         names = ",".join(host.alias for host in self.hosts)
         return [
             "batch", names, script, "-A", "../lines", "-O", "../folders", "--slots", str(SLOTS),
@@ -183,7 +183,7 @@ class Round:
         if self.schedule.sends:
             self.person.write("run.sh", RUN.format(made='echo "$1" > made\n'))
         for host in self.hosts:
-            script = host.home / f"run-{self.tag}.sh"
+            script = host.home / f"run-{self.tag}"
             script.write_text("#!/bin/sh\n" + RUN.format(made=""))
             script.chmod(0o755)
 
@@ -210,6 +210,16 @@ class Round:
         """End the client, and whatever is wrong with the hosts."""
         self._log.close()
         self.person.close()
+
+    def wipe(self) -> None:
+        """Remove what should not be on the hosts, so that the next round is not blamed for it."""
+        self.person.close()
+        for host in self.hosts:
+            for pid in [*pids_named(host, "orch-keeper"), *pids_named(host, "orch-talker")]:
+                host.kill(pid)
+            for pid in host.pids_matching(self.tag):
+                host.kill(pid)
+            host.run(f"rm -rf /root/orchestra {AGENT_FOLDER}/nodes")
 
     def story(self) -> str:
         """What there is to tell of a round that failed."""
@@ -369,6 +379,7 @@ def try_seed(lab: Lab, seed: int, root: Path, *, soak: bool = False, tag: str = 
             tried.run()
             look(tried)
         except AssertionError as error:
+            tried.wipe()
             raise AssertionError(
                 f"{error}\n{tried.story()}\nagain: python -m tests.lab.durability {seed}"
             ) from error
