@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from liborch.core import events as ev
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.feeding import Feeder
 from liborch.drive.results import Result
 from liborch.errors import OrchestraError
 from liborch.places import Places
+from runaway.batches.following import Follower
 from runaway.batches.outcomes import Outcomes
 from runaway.batches.post import PostCommands
 from runaway.batches.progress import Progress
@@ -54,6 +56,7 @@ class Batch:
         give_up_s: What is on a node out of reach for so long is done elsewhere, if there is another.
         as_json: Tell each end as a line of JSON.
         title: What it is a batch of.
+        follow: Print what executions write, while they do.
     """
 
     def __init__(
@@ -69,10 +72,13 @@ class Batch:
         give_up_s: float = GIVE_UP_S,
         as_json: bool = False,
         title: str = "",
+        follow: bool = False,
     ) -> None:
         self.id = batch_id
         self.state: State = "going"
-        self.progress = Progress(count, messages, title=title, draws=not (as_json and sys.stdout.isatty()))
+        self.progress = Progress(
+            count, messages, title=title, draws=not follow and not (as_json and sys.stdout.isatty())
+        )
         self._messages = messages
         self._max_failures = max_failures
         self._halt = halt
@@ -86,6 +92,7 @@ class Batch:
         self._interrupted = False
         #: All of it is to end: what waits is withdrawn.
         self._killed = False
+        self._follower = Follower(dict(os.environ), folders.state / "outputs") if follow else None
         self._told_down: set[str] = set()
 
     def options_for_driver(self) -> dict[str, Any]:
@@ -187,6 +194,8 @@ class Batch:
     async def _conclude(self, driver: Driver) -> int:
         progress = self.progress
         remains = driver.has_plan or bool(driver.executions)
+        if self._follower is not None:
+            self._follower.close()
         progress.show_end()
         if remains:
             driver.detached = True
@@ -212,6 +221,8 @@ class Batch:
             self._messages.error(str(error))
         for execution, result in ended:
             self.progress.count(execution, result)
+            if self._follower is not None:
+                self._follower.ended(execution.id, result)
             if self._as_json:
                 from runaway.seeing import result_as_dict
 
@@ -236,6 +247,9 @@ class Batch:
                 self._messages.stage(f"{fields['node']}: connected again")
             else:
                 self._messages.detail(f"connected to {fields['node']}")
+        elif what == "started":
+            if self._follower is not None and self._driver is not None:
+                self._driver.follow(x, self._follower.writer(x))
         elif what == "retry":
             self._messages.detail(
                 f"{x[:8]}: attempt {fields['attempt']} ended ({fields['reason']}); another one follows"

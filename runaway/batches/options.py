@@ -54,6 +54,7 @@ class BatchOptions:
     code_changed: Literal["keep", "rerun"] | None
     yes: bool
     dry_run: bool
+    follow: bool
     as_json: bool
     accept_new: bool
     verbose: bool

@@ -84,6 +84,8 @@ async def resume_batch(prepared: Prepared, messages: Messages, folders: Places) 
         halt=options.halt,
         give_up_s=options.give_up,
         as_json=options.as_json,
+        title=prepared.title,
+        follow=options.follow,
     )
     async with adopting(
         row.id,

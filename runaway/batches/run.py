@@ -286,6 +286,8 @@ async def begin_batch(prepared: Prepared, messages: Messages, folders: Places) -
         halt=options.halt,
         give_up_s=options.give_up,
         as_json=options.as_json,
+        title=prepared.title,
+        follow=options.follow,
     )
     details = details_of(
         prepared.profiles,

@@ -99,6 +99,11 @@ from runaway.options import Assignment, Duration, resources
 )  # fmt: skip
 @click.option("--yes", "-y", is_flag=True, help="Do not ask, also for millions of executions.")
 @click.option("--dry-run", "-n", is_flag=True, help="Print every command, folder and count; do nothing.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Print every execution's output while it is written, its short id before each line.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON value per ended execution, one per line.")
 @click.option(
     "--accept-new", is_flag=True, help="Trust the key of a host that is not known yet, and remember it."

@@ -182,3 +182,22 @@ def test_counts_know_what_is_planned_what_ended_and_what_was_done_again(person: 
         assert journal.withdraw("b", 9.0) == 2
         assert journal.withdraw("b", 9.0) == 0
         assert journal.counts("b") == {"lost": 1, "running": 1, "cancelled": 2}
+
+
+def test_followed_lines_say_whose_they_are_and_stay_whole(person: Person) -> None:
+    # One is over at once, the others are seen to run.
+    person.write("run.sh", 'echo "a $1"; [ "$1" = 1 ] || sleep 0.6; echo "e $1" >&2; printf "b $1"\n')
+    done = person.run("batch", "local", "run.sh", "--follow", "--", "{1;2;3}")
+    assert done.returncode == 0, done.stderr.decode()
+    shorts = {folder.name[:8] for folder in person.folder.glob("batch/*")}
+    said = [line.split(" ", 1) for line in done.stdout.decode().splitlines()]
+    assert sorted(words for _, words in said) == ["a 1", "a 2", "a 3", "b 1", "b 2", "b 3"]
+    assert {short for short, _ in said} == shorts
+    assert {line[9:] for line in done.stderr.decode().splitlines() if line[:8] in shorts} == {
+        "e 1",
+        "e 2",
+        "e 3",
+    }
+    assert {path.read_bytes()[:2] for path in person.folder.glob("batch/*/stdout")} == {b"a "}
+    coloured = person.run("batch", "local", "run.sh", "--follow", "--", "4", FORCE_COLOR="1")
+    assert b"\x1b[36m" in coloured.stdout
