@@ -20,7 +20,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.outputs import OnOutput

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liborch import patterns
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.session import details_of, driving

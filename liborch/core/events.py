@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import msgspec
 
+from liborch.core.policy import Policy
+
 
 class Event(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """Base of all events."""
+
+
+class PolicyChosen(Event, frozen=True):
+    """This is how to behave from here on: the first that a client says, so that a later one decides what it decided."""
+
+    policy: Policy
 
 
 class NodeAdded(Event, frozen=True):
@@ -189,7 +197,8 @@ class Tick(Event, frozen=True):
 
 
 AnyEvent = (
-    NodeAdded
+    PolicyChosen
+    | NodeAdded
     | LinksWanted
     | LinkOpened
     | LinkLost

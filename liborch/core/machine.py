@@ -17,9 +17,10 @@ from collections.abc import Callable
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core import verdict
+from liborch.core.policy import Policy
 from liborch.core.reach import Reach
 from liborch.core.tables import AT_NODE
-from liborch.core.things import Item, Node, Policy
+from liborch.core.things import Item, Node
 
 
 class Orchestration(Reach):
@@ -35,6 +36,7 @@ class Orchestration(Reach):
         #: {slot request: ids of the executions inside it}
         self._tenants: dict[str, dict[str, None]] = {}
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
+            ev.PolicyChosen: self._policy_chosen,
             ev.NodeAdded: self._node_added,
             ev.LinksWanted: self._links_wanted,
             ev.LinkOpened: self._link_opened,
@@ -107,6 +109,9 @@ class Orchestration(Reach):
     def is_drained(self) -> bool:
         """What is left waits here, and for nothing but the end of draining."""
         return self.draining and self.counts["WAITING"] == len(self.items)
+
+    def _policy_chosen(self, event: ev.PolicyChosen) -> None:
+        self.policy = event.policy
 
     # ------------------------------------------------------------------ requests
 

@@ -17,10 +17,11 @@ import random
 from typing import Final
 
 from liborch.core import actions as act
+from liborch.core.policy import Policy
 from liborch.core.queue import Group, Queue, Shape
 from liborch.core.room import Index, describe_room
 from liborch.core.tables import EXECUTION_TRANSITIONS
-from liborch.core.things import Item, Node, Policy
+from liborch.core.things import Item, Node
 
 _FOREVER: Final = math.inf
 #: Nodes compared for a reservation.

@@ -14,8 +14,9 @@ import random
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.placement import Placement
+from liborch.core.policy import Policy
 from liborch.core.tables import AT_NODE, EXECUTION_TRANSITIONS, LINK_TRANSITIONS, NODE_TRANSITIONS
-from liborch.core.things import Item, Node, Policy
+from liborch.core.things import Item, Node
 from liborch.errors import IllegalTransition
 from liborch.quantities import format_duration
 

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from liborch.core import events as ev
+from liborch.core.policy import Policy
 from liborch.core.tables import EXECUTION_TRANSITIONS, FINAL
-from liborch.core.things import Policy
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.orders import spec_from_json

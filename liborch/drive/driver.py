@@ -268,6 +268,7 @@ class Driver(Rounds):
         """
         self._details.update(details)
         self._count = count
+        policy = self.core.policy
         last = 0.0
         for payload in groups:
             recorded = decode(payload)
@@ -292,6 +293,7 @@ class Driver(Rounds):
                 execution.lease = item.lease
             if execution.sink is not None:
                 self.follow(execution.id)
+        self.post(ev.PolicyChosen(policy))
         self.post(ev.Restarted())
 
     async def close(self, *, cancel: bool = False, timeout_s: float = 20.0) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 from liborch.drive.conversations import Conversations
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
@@ -56,7 +56,8 @@ class Ground:
         afterwards: Afterwards | None = None,
     ) -> None:
         self.orchestration = orchestration
-        self.core = Orchestration(policy, random.Random())
+        # Whoever takes over draws the same lots: a link that was tried again is tried again when the events are told again.
+        self.core = Orchestration(policy, random.Random(orchestration))
         self.executions: dict[str, Execution] = {}
         self.targets: dict[str, Target] = {}
         self.snapshots = snapshots or Snapshots(None)

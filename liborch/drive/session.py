@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from liborch.core.things import Policy
+from liborch.core import events as ev
+from liborch.core.policy import Policy
 from liborch.drive.control import Control
 from liborch.drive.driver import Driver
 from liborch.drive.ground import unbroken
@@ -74,6 +75,8 @@ async def driving(
             snapshots=snapshots or Snapshots(folders.cache),
             **options,
         )
+        if not take_over:
+            driver.post(ev.PolicyChosen(driver.core.policy))
         told.append(driver)
         control = Control(driver, folders.state)
         try:

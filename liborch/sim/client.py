@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 from liborch.sim.describe import describe
 from liborch.sim.node import NodeEvent, SimNode
 
@@ -97,9 +97,11 @@ class Client:
         self.crash_in: int | None = None
         #: Called when the client was killed.
         self.on_crash: Callable[[], None] = lambda: None
+        self.post(ev.PolicyChosen(policy))
 
     def _fresh(self) -> Orchestration:
-        return Orchestration(self.policy, random.Random(self.seed))
+        # The policy comes with the events, as it does for a real client.
+        return Orchestration(None, random.Random(self.seed))
 
     # ------------------------------------------------------------------ events
 
@@ -170,6 +172,7 @@ class Client:
         self.machine = rebuilt
         self.is_down = False
         missed, self._missed = self._missed, []
+        self.post(ev.PolicyChosen(self.policy))
         self.post(ev.Restarted())
         # Nobody awaits the slots of a client that is gone.
         slots = [item.x for item in list(self.machine.items.values()) if item.is_slot]

@@ -12,7 +12,7 @@ from typing import Any
 from liborch.core.machine import Orchestration
 
 #: Looked up again, or bound to the machine itself.
-_SKIPPED = frozenset({"_handlers", "_out", "_retries", "_give_ups", "policy"})
+_SKIPPED = frozenset({"_handlers", "_out", "_retries", "_give_ups"})
 
 
 def describe(machine: Orchestration) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 from liborch.errors import InvariantError
 from liborch.sim.client import Client
 from liborch.sim.node import Plan, SimNode

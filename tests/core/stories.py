@@ -7,7 +7,7 @@ import random
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 
 
 class Story:

@@ -9,7 +9,8 @@ import pytest
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
+from liborch.sim.describe import describe
 from tests.core.stories import Story
 
 
@@ -100,6 +101,29 @@ def test_waits_fill_the_whole_range_and_the_same_seed_draws_the_same() -> None:
     assert min(drawn) < 0.5
     assert max(drawn) > 7.5
     assert 3.0 < sum(drawn) / len(drawn) < 5.0
+
+
+def test_who_takes_over_with_another_policy_rebuilds_what_was_decided_under_the_first() -> None:
+    story = Story()
+    told: list[tuple[ev.AnyEvent, float]] = []
+
+    def tell(*events: ev.AnyEvent, after: float = 0.0) -> None:
+        story.tell(*events, after=after)
+        told.extend((event, story.now) for event in events)
+
+    tell(ev.PolicyChosen(Policy(first_attempts=9, give_up_s=5.0)))
+    for name in ("n1", "n2"):
+        tell(ev.NodeAdded(name, "lab"), ev.LinksWanted())
+    tell(ev.LinkOpened("n1", "s1", 1, 0, 0))
+    tell(ev.Submitted("a", retries=1, retry_on=("lost",)))
+    tell(ev.LinkLost("n1", "torn"), ev.LinkOpened("n2", "s2", 1, 0, 0))
+    tell(ev.Tick(), after=6.0)
+    assert story.machine.items["a"].attempt == 2
+    rebuilt = Orchestration(Policy(first_attempts=1, give_up_s=None), random.Random(1))
+    for event, now in told:
+        rebuilt.handle(event, now)
+    assert describe(rebuilt) == describe(story.machine)
+    assert rebuilt.policy == story.machine.policy
 
 
 def test_a_link_that_opens_begins_the_waits_anew() -> None:

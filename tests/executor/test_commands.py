@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import liborch
-from liborch.core.things import Policy
+from liborch.core.policy import Policy
 from liborch.errors import HostUnreachable, OrchestraError, SpecError, TooLarge, UnknownName, WorldError
 from liborch.specs import ExecutionSpec
 from tests.agent.harness import PATIENCE_S, until

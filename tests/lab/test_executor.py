@@ -13,7 +13,7 @@ import cloudpickle
 import pytest
 
 import liborch
-from liborch.core.machine import Policy
+from liborch.core.policy import Policy
 from liborch.errors import WorldError
 from liborch.ssh import Limits
 from tests.agent.harness import until

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 import liborch
-from liborch.core.machine import Policy
+from liborch.core.policy import Policy
 from liborch.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable
 from liborch.specs import HostProfile, NodeSpec
 from liborch.ssh import Limits

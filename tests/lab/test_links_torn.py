@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import liborch
-from liborch.core.machine import Policy
+from liborch.core.policy import Policy
 from liborch.drive.execution import Execution
 from liborch.ssh import Limits
 from tests.cli.person import Person
