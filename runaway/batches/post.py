@@ -88,7 +88,7 @@ class PostCommands:
         self._tell = tell
         self._at_once = len(os.sched_getaffinity(0))
         self._threads = ThreadPoolExecutor(self._at_once, "post")
-        #: {execution: how it will have ended}; None: not in this life.
+        #: {execution: how it will have ended}; None: not in this life. Kept until somebody took it: who asked first may be gone.
         self._pending: dict[str, asyncio.Future[Post | None]] = {}
         #: Executions whose post command was not run to its end.
         self.abandoned: set[str] = set()
@@ -99,12 +99,12 @@ class PostCommands:
         self._for_good = False
 
     def __repr__(self) -> str:
-        return f"<PostCommands: {len(self._groups)} running, {len(self._pending)} under way>"
+        return f"<PostCommands: {len(self._groups)} running, {self.under_way} under way>"
 
     @property
     def under_way(self) -> int:
         """How many run or wait for their turn."""
-        return len(self._pending)
+        return sum(not each.done() for each in self._pending.values())
 
     async def __call__(
         self, execution: Execution, result: Result, values: dict[str, str]
@@ -133,8 +133,12 @@ class PostCommands:
             post = await asyncio.shield(pending)
         except asyncio.CancelledError:
             if not pending.cancelled():
-                raise
+                raise  # Whoever asks again takes it.
             post = None  # It waited for its turn when the batch ended.
+        except StorageError:
+            self._pending.pop(execution.id, None)
+            raise
+        self._pending.pop(execution.id, None)
         return self._given_up(execution) if post is None else {"post_status": post.status}
 
     def _given_up(self, execution: Execution) -> dict[str, Any] | None:
@@ -144,7 +148,6 @@ class PostCommands:
         return None
 
     def _ended(self, execution: Execution, done: asyncio.Future[Post | None]) -> None:
-        self._pending.pop(execution.id, None)
         if not done.cancelled() and done.exception() is not None:
             return
         post = None if done.cancelled() else done.result()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from liborch.drive.results import Result
+from liborch.specs import ExecutionSpec
+from runaway.batches.outcomes import Outcomes
+from runaway.batches.post import Post, PostCommands
 from tests.cli.person import Person, wait_until
 
 
@@ -155,3 +162,25 @@ def test_a_batch_that_is_killed_ends_its_post_commands_for_good(person: Person) 
     (execution,) = person.executions()
     assert execution["state"] == "succeeded"
     assert person.json("show", execution["id"])["post_status"] == 143
+
+
+async def test_one_that_ended_while_nobody_asked_is_not_run_again(tmp_path: Path) -> None:
+    """A torn link takes away who asked; who asks again when it is back may come after the end."""
+    ended: list[Post] = []
+    posts = PostCommands(Outcomes(tmp_path, tmp_path), tmp_path, lambda _execution, post: ended.append(post))
+    words = ("sh", "-c", f"echo x >> {tmp_path}/ran; until [ -e {tmp_path}/go ]; do sleep 0.02; done; exit 4")
+    spec = ExecutionSpec(argv=("true",), post=words, outcome_folder="out")
+    execution: Any = SimpleNamespace(id="a", spec=spec)
+    result = Result("a", "succeeded", "exit", 0, started_at=1.0)
+    first = asyncio.ensure_future(posts(execution, result, {}))
+    while not (tmp_path / "ran").exists():
+        await asyncio.sleep(0.02)
+    first.cancel()
+    await asyncio.wait([first])
+    (tmp_path / "go").touch()
+    while not ended:
+        await asyncio.sleep(0.02)
+    assert await posts(execution, result, {}) == {"post_status": 4}
+    assert (tmp_path / "ran").read_text() == "x\n"
+    assert posts.under_way == 0
+    await posts.close()
