@@ -98,7 +98,13 @@ def test_names_and_ids_complete(person: Person) -> None:
     person.write("run.sh", "exit 0\n")
     person.run("batch", "local", "run.sh")
     [batch] = person.run("ps", "--batches", "-q").stdout.decode().split()
-    for words in (("results",), ("show",), ("wait", x), ("ps", "--batch"), ("batch", "local", "s", "--batch")):
+    for words in (
+        ("results",),
+        ("show",),
+        ("wait", x),
+        ("ps", "--batch"),
+        ("batch", "local", "s", "--batch"),
+    ):
         assert batch in lines(person.run("--complete", *words, batch[:3]).stdout)
     assert batch not in lines(person.run("--complete", "kill", "").stdout)
 
