@@ -282,7 +282,7 @@ def write_accounts(etc: Path) -> None:
         (etc / file).chmod(0o640 if file == "shadow" else 0o644)
 
 
-def wait_until(what: str, true: object, timeout_s: float = 10) -> None:
+def wait_until(what: str, true: object, timeout_s: float = 30) -> None:
     """Poll the callable `true` every 5 ms until it holds. Raises AssertionError naming `what`."""
     assert callable(true)
     end = time.monotonic() + timeout_s
