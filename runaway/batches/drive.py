@@ -189,9 +189,7 @@ class Batch:
     def _is_drained(self, driver: Driver) -> bool:
         """What is left is left to the next client: it waits, or its post command was ended with us."""
         core = driver.core
-        # Not of what the core knows: what it knows to be over may not be on record yet.
-        left = len(driver.executions)
-        return core.draining and core.counts["WAITING"] + len(self._posts.abandoned) == left
+        return core.draining and core.counts["WAITING"] + len(self._posts.abandoned) == len(core.items)
 
     async def _conclude(self, driver: Driver) -> int:
         progress = self.progress
