@@ -17,7 +17,6 @@ from liborch.core.policy import Policy
 from liborch.drive.conversations import Conversations
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
-from liborch.drive.strays import Strays
 from liborch.drive.targets import Target
 from liborch.drive.transfers import Snapshots
 from liborch.errors import (
@@ -68,8 +67,6 @@ class Ground:
         self.has_plan = False
         #: Ends everything, what is planned as well; None: there is nothing but `executions`.
         self.end_all: Callable[[], None] | None = None
-        #: The last client saw to its end, and nothing was submitted since.
-        self.is_swept = False
         #: What made it impossible to go on.
         self.fatal: BaseException | None = None
         #: {execution: {node: its folder there}}
@@ -97,7 +94,6 @@ class Ground:
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._sent: set[tuple[str, str]] = set()
         self._conversations = Conversations(self._spawn)
-        self._strays = Strays()
         self._wake = asyncio.Event()
         self._linked = asyncio.Condition()
         self._idle = asyncio.Event()
@@ -107,8 +103,6 @@ class Ground:
         self._turned: asyncio.Future[None] | None = None
         #: Tidying after what was cancelled while it was sent: `close` lets it finish, for a while.
         self._tidying: set[asyncio.Task[None]] = set()
-        #: {execution: the tidying of what was sent for it}: what is sent next waits for that.
-        self._tidying_of: dict[str, asyncio.Task[None]] = {}
         self._closing = False
 
     def __repr__(self) -> str:
