@@ -17,6 +17,7 @@ import pytest
 import liborch
 from liborch.journal import DriverLock
 from tests.agent.harness import PATIENCE_S, alive, until
+from tests.cli.person import wait_until
 from tests.executor.conftest import Here, Make
 from tests.executor.test_commands import held, pipe
 
@@ -182,6 +183,8 @@ with executor:
     status, out, err = said(program(text, tmp_path))
     assert (status, out) == (-signal.SIGINT, "")
     assert err.rstrip().endswith("KeyboardInterrupt")
+    # The node was told; it ends it when nobody waits here any more.
+    wait_until("its end", lambda: not here.status()["runs"])
     here.assert_bare()
 
 
