@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,10 @@ FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 2.0
 #: Seconds without work after which the log is moved into the file.
 IDLE_S = 1.0
+#: An event loop that is never idle gives way to the thread this often, for this long, while commits wait
+#: and none is answered.
+GIVE_WAY_EVERY_S = 0.005
+GIVE_WAY_S = 0.0002
 #: Groups in one transaction at most, so that one commit stays short after a stall.
 GROUPS_AT_ONCE = 200
 
@@ -74,7 +79,6 @@ class Writer:
         import asyncio
 
         self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Condition()
         self._journal = journal
         self._on_stall = on_stall
         self._on_recover = on_recover
@@ -83,6 +87,9 @@ class Writer:
         self.stalled: StorageError | None = None
         self._broken: OrchestraError | None = None
         self._pending_bytes = 0
+        #: Items answered, in all and when the loop last looked whether it keeps the thread from its work.
+        self._settled = self._was_settled = 0
+        self._giving_way: asyncio.TimerHandle | None = None
         #: Waits for room in memory, in order of arrival.
         self._line: deque[_Item] = deque()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -157,10 +164,28 @@ class Writer:
             with self._wake:
                 self._items.append(item)
                 self._wake.notify()
+        if self._giving_way is None:
+            self._giving_way = self._loop.call_later(GIVE_WAY_EVERY_S, self._give_way)
         return item.future
+
+    def _give_way(self) -> None:
+        """Let the thread have Python's global lock. In the event loop, as long as commits wait.
+
+        A loop that runs callbacks of a few milliseconds without a pause releases the lock at each `select` and has it
+        back before the thread has woken up; since it was released, the thread's own request for it never falls due
+        (`sys.setswitchinterval`). The thread then waits for seconds, and with it whoever commits.
+        """
+        if self._pending_bytes == 0 or self.stalled is not None:
+            self._giving_way = None
+            return
+        if self._was_settled == self._settled:
+            time.sleep(GIVE_WAY_S)
+        self._was_settled = self._settled
+        self._giving_way = self._loop.call_later(GIVE_WAY_EVERY_S, self._give_way)
 
     def _settle(self, items: Sequence[_Item], error: BaseException | None, result: object = None) -> None:
         """Tell those who wait, and let the next ones in. In the event loop."""
+        self._settled += len(items)
         for item in items:
             self._pending_bytes -= item.size_bytes
             if item.future.done():

@@ -145,7 +145,7 @@ def test_two_processes_write_at_once_and_a_third_reads(tmp_path: Path) -> None:
     with Journal.open(path, readonly=True) as reader:
         while any(writer.poll() is None for writer in writers):
             for row in reader.executions(limit=5):
-                assert row.state in ("WAITING", "succeeded")
+                assert row.state in ("waiting", "succeeded")
             for writer in writers:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     writer.communicate(timeout=0.05)
