@@ -117,6 +117,9 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._host: Host | None = None
         self._error: BaseException | None = None
+        #: The thread is done. `Thread.join` will not do: where Ctrl-C interrupts it, Python 3.11 takes the thread for ended
+        #: from then on (bpo-45274), and an interpreter would go without waiting for what is being ended.
+        self._done = threading.Event()
         opened: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(opened, host, options), name=f"orchestra {self._name}", daemon=True
@@ -193,11 +196,13 @@ class Bridge:
         if threading.get_ident() in self._own_threads:
             raise RuntimeError("a callback cannot wait for the executor that runs it: shutdown(wait=False)")
         try:
-            self._thread.join(timeout_s)
+            self._done.wait(timeout_s)
         except KeyboardInterrupt:
             self.close()
             self.post(self._leave)
             raise
+        if self._done.is_set():
+            self._thread.join()
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -217,7 +222,10 @@ class Bridge:
             # All is told by now, unless the host could not even be left in order.
             for work in list(self._live.values()):
                 self._settle(work, None, WorldError("the executor ended before this was over"))
-            self._at_end()
+            try:
+                self._at_end()
+            finally:
+                self._done.set()
 
     async def _drive(self, opened: Future[None], host: Any, options: dict[str, Any]) -> None:
         self._loop = asyncio.get_running_loop()

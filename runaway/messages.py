@@ -31,7 +31,13 @@ class Messages:
         #: Set while the lower lines of the terminal are drawn by somebody: given a line and its colour.
         self.above: Callable[[str, str], None] | None = None
         self._bar_shown = False
+        self._stamps = False
         self._errors: set[str] = set()
+
+    def go_to_log(self) -> None:
+        """From now on nobody looks on: plain lines, each with its time."""
+        self.has_color = self.shows_bars = False
+        self._stamps = True
 
     def stage(self, text: str) -> None:
         """A step of the work."""
@@ -58,6 +64,8 @@ class Messages:
             sys.stderr.write("\r\x1b[K")
             self._bar_shown = False
         text = neutral(text)
+        if self._stamps:
+            text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
         if self.above is not None:
             self.above(text, color)
             return

@@ -285,6 +285,8 @@ class Orchestration(Reach):
         item = self._current(event.x, event.attempt)
         if item is None or item.state != "PLACED":
             return
+        if item.staged and item.node is not None:
+            self._out.append(act.Unstage(item.x, item.node.name))
         self._back_to_queue(item, "recalled")
 
     def _refused(self, event: ev.Refused) -> None:

@@ -41,6 +41,7 @@ class Left(msgspec.Struct, frozen=True):
 
     kind: str
     title: str
+    state: str
     profiles: Sequence[HostProfile]
     ssh_config: str | None
     details: dict[str, Any]
@@ -88,6 +89,7 @@ async def adopting(
     options = {"take_over": True, "policy": POLICY, **options}
     async with driving(orchestration, "", "", known.places(folders), **options) as driver:
         driver.detached = True
+        driver.is_swept = known.state == "ended"
         # Once more: only now nobody else writes there.
         left = await asyncio.to_thread(read_left, folders, orchestration)
         executions = [_execution(driver, row, folders, on_output) for row in left.rows]
@@ -121,6 +123,7 @@ def read_left(folders: Places, orchestration: str, *, events: bool = True) -> Le
         details = _details(folders, row.details)
         return Left(
             kind=row.kind,
+            state=row.state,
             title=row.title,
             profiles=_profiles(folders, details, rows[0].host if rows else ""),
             ssh_config=details.get("ssh_config"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -16,12 +17,12 @@ from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
 from liborch.drive.execution import Execution
 from liborch.drive.ground import as_ours, unbroken
-from liborch.drive.orders import spec_to_json, submitted
+from liborch.drive.orders import remote_folder, spec_from_json, spec_to_json, submitted
 from liborch.drive.outputs import OnOutput, Sink
 from liborch.drive.recording import NOTHING, decode
 from liborch.drive.rounds import Rounds
 from liborch.drive.targets import Target
-from liborch.drive.transfers import sweep
+from liborch.drive.transfers import sweep, tidy
 from liborch.errors import (
     AgentError,
     OrchestraError,
@@ -37,6 +38,9 @@ T = TypeVar("T")
 MOST_SPEC_BYTES = 3 << 20
 #: Leaving waits so long for what was sent for nothing to be taken away again, in seconds.
 TIDY_S = 10.0
+#: Nodes out of reach at the end of a batch are waited for so long, to be tidied.
+SWEEP_S = 15.0
+SWEEP_AGAIN_S = 0.2
 #: And so long for a journal that takes nothing.
 LAST_ROUND_S = 5.0
 
@@ -52,6 +56,8 @@ class Driver(Rounds):
         policy: The core's.
         snapshots: Shared between drivers of one client.
         listener: Told what happens.
+        waits_for_room: Results that find no room here are fetched when there is some; otherwise their execution is over without
+            them, and they stay where they were made.
     """
 
     def __repr__(self) -> str:
@@ -129,6 +135,7 @@ class Driver(Rounds):
         """Take in an execution that is in the journal already. Raises what `submit` raises for a driver that has ended."""
         self._refuse_if_over()
         execution = Execution(self, x, host, spec)
+        self.is_swept = False
         self.executions[x] = execution
         self._woken.append(Change(x, "waiting"))
         self.post(submitted(x, spec, batch, ""))
@@ -232,13 +239,52 @@ class Driver(Rounds):
         return False
 
     async def sweep(self) -> None:
-        """Remove from the nodes that are linked what was sent to them and is not needed any more. Best effort."""
-        for target in self.targets.values():
-            link = target.link
-            if link is not None and target.directory:
-                with contextlib.suppress(OrchestraError):
-                    async with self._conversations.hold(link) as stream:
-                        await sweep(stream, target.directory, target.name)
+        """Remove from the nodes what was sent to them and is not needed any more, and what lost attempts left. Best effort.
+
+        Nodes that are out of reach are waited for, for a while: this is the last time that anybody asks.
+        """
+        if self.is_swept:
+            return
+        text = await self.ask_journal(lambda journal: journal.common(self.orchestration))
+        sent = bool(json.loads(text or "{}").get("transfer"))
+        repeated = await self.ask_journal(lambda journal: journal.repeated(self.orchestration))
+        if not sent and not repeated:
+            return
+        # What the last attempt wrote is fetched, or for people to look at.
+        old = [(x, attempt) for x, attempts in repeated for attempt in range(1, attempts)]
+        self.connect()
+        await asyncio.gather(*(self._sweep(target, old) for target in self.targets.values()))
+
+    async def _sweep(self, target: Target, old: list[tuple[str, int]]) -> None:
+        until = self._clock() + SWEEP_S
+        while self._clock() < until and not self._is_refused(target):
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._wait_link(target)
+                await self._sweep_node(target, old)
+                return
+            except (OrchestraError, TimeoutError):
+                # A link that broke meanwhile is opened again; a node that refuses has nobody to tell.
+                await asyncio.sleep(SWEEP_AGAIN_S)
+
+    def _is_refused(self, target: Target) -> bool:
+        node = self.core.nodes.get(target.name)
+        return node is not None and node.link == "REFUSED"
+
+    async def _sweep_node(self, target: Target, old: list[tuple[str, int]]) -> None:
+        link = target.link
+        if link is None:
+            raise AgentError(target.name, "the link broke", retriable=True)
+        if old and not await self._drop(target, old):
+            raise AgentError(target.name, "the link broke", retriable=True)
+        async with self._conversations.hold(link) as stream:
+            for x in self._strays.on(target.name):
+                row = await self.ask_journal(lambda journal, x=x: journal.execution(x))  # type: ignore[misc]
+                transfer = spec_from_json(row.spec).transfer if row is not None else None
+                if transfer is not None and transfer.leave != "everything":
+                    reply = await link.ask("expand", texts=[remote_folder(transfer, target.directory)])
+                    await tidy(stream, transfer, reply["texts"][0], target.directory, target.name)
+            await sweep(stream, target.directory, target.name)
 
     def follow(self, x: str, on_output: OnOutput | None = None) -> None:
         """Have an execution's output collected while it is written, if it is not already; unknown ones are passed over."""
@@ -274,7 +320,7 @@ class Driver(Rounds):
             recorded = decode(payload)
             last = max(last, recorded.now)
             for event in recorded.events:
-                self.core.handle(event, recorded.now)
+                self._strays.note(self.core.handle(event, recorded.now))
             for node, n in recorded.acks.items():
                 if node in self.targets:
                     self.targets[node].acked = self.targets[node].received = n

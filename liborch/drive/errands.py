@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
 from typing import Any
 
@@ -36,6 +37,8 @@ from liborch.journal import Change, Group
 RECORD_BYTES = 8 << 10
 #: Tries of a transfer that fails while its link is up.
 TRANSFER_TRIES = 3
+#: errnos that pass when somebody makes room.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 #: How often a disk of this machine that was full is tried again.
 DISK_S = 1.0
 #: After a verdict, output that is still under way is waited for so long without a link.
@@ -63,6 +66,9 @@ class Errands(Links):
         if execution is None or target.link is None or execution.spec.transfer is None:
             return
         transfer = execution.spec.transfer
+        tidying = self._tidying_of.get(x)
+        if tidying is not None:
+            await asyncio.wait([tidying])
         try:
             snapshot = await self.snapshots.of(transfer)
         except OrchestraError as error:
@@ -139,13 +145,18 @@ class Errands(Links):
             return
         detail = self._details.setdefault(x, {})
         why = ""
-        for attempt in range(1, TRANSFER_TRIES + 1):
+        attempt = 0
+        told = False
+        while True:
             link = target.link
             if link is None:
                 return  # Asked again when it is back.
+            attempt += 1
             try:
-                if detail.get("files"):
+                if detail.get("files") and not detail.get("is_here"):
                     await self._fetch_output(execution, target, detail)
+                    detail["is_here"] = True
+                    await self._note(execution, detail)
                 if execution.spec.transfer is not None:
                     await self._fetch_results(execution, target, link, detail)
             except (TransferError, AgentError) as error:
@@ -155,7 +166,17 @@ class Errands(Links):
                     await asyncio.sleep(0.2 * attempt)
                     continue
                 why = str(error)
-            except (StorageError, OrchestraError) as error:
+            except StorageError as error:
+                if error.code in FULL and self._waits_for_room:
+                    # The node keeps it until there is.
+                    if not told:
+                        self._tell("trouble", x, why=f"{error}; goes on when there is room")
+                    told = True
+                    attempt -= 1
+                    await asyncio.sleep(DISK_S)
+                    continue
+                why = str(error)
+            except OrchestraError as error:
                 why = str(error)
             break
         if why:
@@ -163,11 +184,22 @@ class Errands(Links):
             detail["collect_error"] = why
         elif not await self._see_to(execution, target, detail):
             return  # The next client does.
-        elif detail.get("files"):
-            link = target.link
-            if link is not None:
-                link.tell("drop", ids=[(x, execution.attempt)])
+        elif detail.get("files") and not await self._drop(target, [(x, execution.attempt)]):
+            return  # Asked again when the link is back.
         self.post(ev.Collected(x, why))
+
+    async def _drop(self, target: Target, ids: list[tuple[str, int]]) -> bool:
+        """Have a node remove output of its that nobody needs there any more; whether it has. Repeating it is harmless."""
+        link = target.link
+        if link is None:
+            return False
+        link.tell("drop", ids=ids)
+        try:
+            # Questions are answered in the order of things.
+            await link.ask("status")
+        except AgentError:
+            return False
+        return True
 
     async def _see_to(self, execution: Execution, target: Target, detail: dict[str, Any]) -> bool:
         """Have the post command of an execution run, if it has one; whether that is over."""

@@ -17,6 +17,7 @@ from liborch.core.policy import Policy
 from liborch.drive.conversations import Conversations
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
+from liborch.drive.strays import Strays
 from liborch.drive.targets import Target
 from liborch.drive.transfers import Snapshots
 from liborch.errors import (
@@ -54,6 +55,7 @@ class Ground:
         progress: Callable[[str, str], Progress | None] | None = None,
         before_record: BeforeRecord | None = None,
         afterwards: Afterwards | None = None,
+        waits_for_room: bool = False,
     ) -> None:
         self.orchestration = orchestration
         # Whoever takes over draws the same lots: a link that was tried again is tried again when the events are told again.
@@ -67,6 +69,8 @@ class Ground:
         self.has_plan = False
         #: Ends everything, what is planned as well; None: there is nothing but `executions`.
         self.end_all: Callable[[], None] | None = None
+        #: The last client saw to its end, and nothing was submitted since.
+        self.is_swept = False
         #: What made it impossible to go on.
         self.fatal: BaseException | None = None
         #: {execution: {node: its folder there}}
@@ -86,6 +90,7 @@ class Ground:
         self._woken: list[Change] = []
         self._before_record = before_record
         self._afterwards = afterwards
+        self._waits_for_room = waits_for_room
         self._details: dict[str, dict[str, Any]] = {}
         self._grants: dict[str, asyncio.Future[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,6 +99,7 @@ class Ground:
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._sent: set[tuple[str, str]] = set()
         self._conversations = Conversations(self._spawn)
+        self._strays = Strays()
         self._wake = asyncio.Event()
         self._linked = asyncio.Condition()
         self._idle = asyncio.Event()
@@ -103,6 +109,8 @@ class Ground:
         self._turned: asyncio.Future[None] | None = None
         #: Tidying after what was cancelled while it was sent: `close` lets it finish, for a while.
         self._tidying: set[asyncio.Task[None]] = set()
+        #: {execution: the tidying of what was sent for it}: what is sent next waits for that.
+        self._tidying_of: dict[str, asyncio.Task[None]] = {}
         self._closing = False
 
     def __repr__(self) -> str:

@@ -85,6 +85,7 @@ class Rounds(Errands):
         actions: list[act.AnyAction] = []
         for event in events:
             actions += self.core.handle(event, now)
+        self._strays.note(actions)
         changes = woken + self._changes(events, actions)
         if self._before_record is not None:
             await self._finish_before(changes)
@@ -284,6 +285,7 @@ class Rounds(Errands):
                     )
                     self._tidying.add(tidying)
                     tidying.add_done_callback(self._tidying.discard)
+                    self._tidying_of[action.x] = tidying
             elif isinstance(action, act.Grant):
                 grant = self._grants.get(action.x)
                 if grant is not None and not grant.done():
@@ -370,6 +372,7 @@ class Rounds(Errands):
         if execution is None:
             return
         self._folders.pop(action.x, None)
+        self._tidying_of.pop(action.x, None)
         self._end(execution, action)
         self._tell("finished", action.x, state=action.state, reason=action.reason, why=action.why)
         self._look_idle()

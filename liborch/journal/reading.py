@@ -82,6 +82,18 @@ class Reader:
         values.append(-1 if limit is None else limit)
         return [self._row(row, ExecutionRow) for row in self._ask(query, values)]
 
+    def repeated(self, orchestration: str) -> list[tuple[str, int]]:
+        """(id, attempts) of executions of which an attempt was done again."""
+        number = self._number(orchestration)
+        if number is None:
+            return []
+        query = (
+            "SELECT id, attempt FROM executions WHERE place >= ? AND place < ? AND attempt > 1 ORDER BY place"
+        )
+        return [
+            (str(x), int(n)) for x, n in self._ask(query, (number << PLACE_BITS, (number + 1) << PLACE_BITS))
+        ]
+
     def find(self, prefix: str, limit: int = 10) -> list[str]:
         """Ids of executions that begin with a prefix, sorted; `last`: the one submitted last."""
         return self._find("executions", "place", prefix, limit)

@@ -225,6 +225,6 @@ async def caring(records: Records, orchestration: str, messages: Messages) -> As
     batch = Batch(row.id, messages, records.folders, Path(details.get("cwd") or "/"), count=0)
     options = batch.options_for_driver()
     try:
-        yield {"before_record": options["before_record"], "afterwards": options["afterwards"]}
+        yield {name: options[name] for name in ("before_record", "afterwards", "waits_for_room")}
     finally:
         await batch.close()

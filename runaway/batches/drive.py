@@ -28,11 +28,13 @@ from liborch.drive.feeding import Feeder
 from liborch.drive.results import Result
 from liborch.errors import OrchestraError
 from liborch.places import Places
+from runaway.background import Background, log_path
 from runaway.batches.following import Follower
 from runaway.batches.outcomes import Outcomes
 from runaway.batches.post import PostCommands
 from runaway.batches.progress import Progress
 from runaway.messages import Messages
+from runaway.records import SCHEMA_VERSION
 
 #: Ending what runs may take so long, in seconds, before we leave.
 ENDING_S = 30.0
@@ -57,6 +59,7 @@ class Batch:
         as_json: Tell each end as a line of JSON.
         title: What it is a batch of.
         follow: Print what executions write, while they do.
+        background: Go there once all of it is on record and a node can be used; its id is printed then.
     """
 
     def __init__(
@@ -73,17 +76,21 @@ class Batch:
         as_json: bool = False,
         title: str = "",
         follow: bool = False,
+        background: Background | None = None,
     ) -> None:
         self.id = batch_id
         self.state: State = "going"
-        self.progress = Progress(
-            count, messages, title=title, draws=not follow and not (as_json and sys.stdout.isatty())
-        )
+        draws = not follow and background is None and not (as_json and sys.stdout.isatty())
+        self.progress = Progress(count, messages, title=title, draws=draws)
+        self._background = background
+        self._log = log_path(folders.state, batch_id)
         self._messages = messages
         self._max_failures = max_failures
         self._halt = halt
         self._policy = Policy(first_attempts=FIRST_ATTEMPTS, give_up_s=give_up_s)
         self._as_json = as_json
+        # In the background only its id is for programs.
+        self._tells_ends = as_json and background is None
         self._outcomes = Outcomes(folders.state / "outputs", cwd)
         self._posts = PostCommands(self._outcomes, cwd, self.progress.count_post)
         self.progress.posts_under_way = lambda: self._posts.under_way
@@ -102,6 +109,8 @@ class Batch:
             "before_record": self._ended,
             "afterwards": self._posts,
             "policy": self._policy,
+            # Nobody looks at each of a thousand ends: none is over without its results.
+            "waits_for_room": True,
         }
 
     async def see_through(
@@ -154,6 +163,7 @@ class Batch:
         self, driver: Driver, feeder: Feeder, enter: Callable[[Feeder], Coroutine[Any, Any, None]]
     ) -> None:
         entering = asyncio.ensure_future(enter(feeder))
+        leaving = asyncio.ensure_future(self._go_to_background(driver, entering))
         try:
             await feeder.run()
             if self._killed:
@@ -161,6 +171,8 @@ class Batch:
             await asyncio.wait([entering])
             if not entering.cancelled():
                 entering.result()
+            if self.state == "going":
+                await leaving
         except OrchestraError:
             # All of the plan is on record, for whoever goes on.
             await entering
@@ -169,7 +181,8 @@ class Batch:
             raise
         finally:
             entering.cancel()
-            await asyncio.gather(entering, return_exceptions=True)
+            leaving.cancel()
+            await asyncio.gather(entering, leaving, return_exceptions=True)
         driver.has_plan = not feeder.is_done
         if self._killed:
             await self._withdraw(driver)
@@ -177,6 +190,21 @@ class Batch:
             await driver.turned()
         if not driver.executions:
             await driver.wait_idle()
+
+    async def _go_to_background(self, driver: Driver, entering: asyncio.Future[None]) -> None:
+        """Whoever began it may go: what is not on record yet, and what is wrong with the hosts, is still theirs."""
+        if self._background is None:
+            return
+        await asyncio.wait([entering])
+        while driver.executions and not driver.is_linked:
+            await driver.turned()
+        if self._as_json:
+            said = json.dumps({"schema_version": SCHEMA_VERSION, "kind": "batch", "id": self.id, "log": str(self._log)})
+        else:
+            said = self.id
+        background, self._background = self._background, None
+        background.let_go(self._messages, self._log, said)
+        self._messages.stage(f"{self.id[:8]} goes on in the background, process {os.getpid()}")
 
     async def _withdraw(self, driver: Driver) -> None:
         """Nothing is fed any more: what was planned never starts, nor does what waits."""
@@ -189,7 +217,9 @@ class Batch:
     def _is_drained(self, driver: Driver) -> bool:
         """What is left is left to the next client: it waits, or its post command was ended with us."""
         core = driver.core
-        return core.draining and core.counts["WAITING"] + len(self._posts.abandoned) == len(core.items)
+        # Not of what the core knows: what it knows to be over may not be on record yet.
+        left = len(driver.executions)
+        return core.draining and core.counts["WAITING"] + len(self._posts.abandoned) == left
 
     async def _conclude(self, driver: Driver) -> int:
         progress = self.progress
@@ -223,7 +253,7 @@ class Batch:
             self.progress.count(execution, result)
             if self._follower is not None:
                 self._follower.ended(execution.id, result)
-            if self._as_json:
+            if self._tells_ends:
                 from runaway.seeing import result_as_dict
 
                 line = {**result_as_dict(result), "parameters": execution.spec.parameters}

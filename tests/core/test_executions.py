@@ -156,6 +156,16 @@ def test_an_order_that_was_never_given_moves_on_when_its_node_is_lost() -> None:
     assert story.tell(ev.NodeLost("n1", "fire")) == [act.Stage("a", "n2")]
 
 
+def test_asked_back_its_files_are_taken_away_from_the_node_it_leaves() -> None:
+    story = Story()
+    story.node("n1")
+    story.tell(ev.Submitted("a"), ev.Started("a", 1))
+    story.tell(ev.Submitted("b", staged=True), ev.Staged("b", "n1"))
+    assert story.tell(ev.Draining()) == [act.Recall("b", 1, "n1")]
+    assert story.tell(ev.Recalled("b", 1)) == [act.Unstage("b", "n1")]
+    assert story.state("b") == "WAITING"
+
+
 def test_cancelled_while_waiting_it_is_over_at_once() -> None:
     story = Story()
     story.tell(ev.Submitted("a"))

@@ -17,7 +17,6 @@ import pytest
 import liborch
 from liborch.journal import DriverLock
 from tests.agent.harness import PATIENCE_S, alive, until
-from tests.cli.person import wait_until
 from tests.executor.conftest import Here, Make
 from tests.executor.test_commands import held, pipe
 
@@ -164,7 +163,6 @@ atexit.register(late)
     assert said(program(text, tmp_path)) == (0, "cannot schedule new futures after shutdown\n", "")
 
 
-@pytest.mark.xfail(strict=False, reason="a known defect: at times what runs is left running, not ended")
 def test_ctrl_c_while_it_waits_ends_what_runs(here: Here, tmp_path: Path) -> None:
     text = """
 import signal, threading, traceback
@@ -184,8 +182,7 @@ with executor:
     status, out, err = said(program(text, tmp_path))
     assert (status, out) == (-signal.SIGINT, "")
     assert err.rstrip().endswith("KeyboardInterrupt")
-    # The node was told; it ends it when nobody waits here any more.
-    wait_until("its end", lambda: not here.status()["runs"])
+    assert not here.status()["runs"]
     here.assert_bare()
 
 

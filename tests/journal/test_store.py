@@ -163,6 +163,16 @@ def test_a_prefix_or_last_finds_ids(path: Path) -> None:
         assert journal.find_orchestrations("last") == ["p2"]
 
 
+def test_what_was_attempted_more_than_once_is_found(path: Path) -> None:
+    with begun(path, "o1", "o2") as journal:
+        journal.commit([entering(number) for number in (1, 2)])
+        journal.commit([entering(3, "o2")])
+        again = [Change(name(2), "placed", attempt=3), Change(name(3, "o2"), "placed", attempt=2)]
+        journal.commit([Group(each.id[-2:], 2000.0, 1, b"again", (), [each]) for each in again])
+        assert journal.repeated("o1") == [(name(2), 3)]
+        assert journal.repeated("o3") == []
+
+
 def test_forgetting_leaves_the_others_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("liborch.journal.store._FORGET_AT_ONCE", 3)
     with begun(path, "o1", "o2") as journal:
