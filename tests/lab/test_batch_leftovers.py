@@ -1,0 +1,68 @@
+"""What a batch leaves behind when things went wrong: its results here, and nothing on its hosts."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.person import Person, wait_until
+from tests.lab.durability import pids_named
+from tests.lab.hosts import Host
+
+pytestmark = pytest.mark.lab
+
+
+def test_a_batch_whose_results_find_no_room_here_waits_for_some(h1: Host, asker: Person) -> None:
+    asker.write("run.sh", "head -c 3000000 /dev/urandom > big.bin; echo done\n")
+    target = asker.folder / "out"
+    target.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", target], check=True)
+    try:
+        with open(asker.root / "said", "wb") as said:
+            batch = asker.start(
+                "batch", "h1", "run.sh", "--slots", "2", "--grid", "n=1..2", "-o", "out/$RUNAWAY_PARAM_N",
+                stdout=said, stderr=said,
+            )  # fmt: skip
+        told = asker.root / "said"
+        wait_until("word of the full disk", lambda: b"goes on when there is room" in told.read_bytes())
+        assert batch.poll() is None
+        subprocess.run(["mount", "-o", "remount,size=20m", target], check=True)
+        assert batch.wait(30) == 0, told.read_text()
+        for n in ("1", "2"):
+            assert (target / n / "big.bin").stat().st_size == 3_000_000
+            assert (target / n / "stdout").read_bytes() == b"done\n"
+    finally:
+        subprocess.run(["umount", "-l", target], check=True)
+    assert not h1.path("/root/orchestra").exists()
+
+
+def test_attempts_that_were_lost_leave_neither_folders_nor_output_on_their_host(
+    h1: Host, asker: Person
+) -> None:
+    once = "head -c 100000 /dev/zero; mkdir /root/first-$1 2>/dev/null && sleep 60; echo made > made\n"
+    asker.write("run.sh", once)
+    batch = asker.start(
+        "batch", "h1", "run.sh", "--slots", "2", "--retries", "3", "--grid", "n=1..4", "--", "{n}"
+    )
+    try:
+        wait_until("two that run", lambda: len(list(h1.home.glob("first-*"))) == 2)
+        for n in (3, 4):
+            (h1.home / f"first-{n}").mkdir(exist_ok=True)
+        for pid in pids_named(h1, "orch-keeper"):
+            h1.kill(pid)
+        out, err = batch.communicate(timeout=50)
+        assert batch.returncode == 0, (out + err).decode()
+    finally:
+        h1.run("rm -rf /root/first-*")
+    attempts = [row["attempt"] for row in asker.executions()]
+    assert sorted(attempts) == [1, 1, 2, 2]
+    assert not h1.path("/root/orchestra").exists()
+    ids = {row["id"] for row in asker.executions()}
+    kept = [
+        path
+        for path in Path(h1.path("/root/.local/state/orchestra")).rglob("*")
+        if path.name.split(".")[0] in ids
+    ]
+    assert kept == []
