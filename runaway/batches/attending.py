@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from liborch.drive.ask import ask
+from liborch.drive.ask import ask, is_driven
 from liborch.drive.feeding import Feeder
 from liborch.errors import Conflict
 from liborch.journal import OrchestrationRow
@@ -56,8 +56,18 @@ def attach_batch(records: Records, row: OrchestrationRow, *, as_json: bool, mess
                 messages.detail(f"{row.id[:8]} is driven by another command; looking on")
                 _look_on(records, row, messages)
     except KeyboardInterrupt:
-        messages.error(f"{row.id[:8]} is left as it is")
+        messages.error(_describe_leaving(records, row))
         return 130
+
+
+def _describe_leaving(records: Records, row: OrchestrationRow) -> str:
+    """What becomes of a batch when nobody looks at it any more."""
+    short = row.id[:8]
+    if not is_driven(records.folders.state, row.id):
+        return f"{short} is left as it is"
+    now = records.journal.orchestration(row.id) or row
+    who = f"process {now.client_pid} on {now.client_host} drives it"
+    return f"{short} goes on without this command: {who}; to end it: runaway kill {short}"
 
 
 async def _drive(

@@ -26,7 +26,7 @@ from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.feeding import Feeder
 from liborch.drive.results import Result
-from liborch.errors import OrchestraError
+from liborch.errors import OrchestraError, StorageError
 from liborch.places import Places
 from runaway.background import Background, log_path
 from runaway.batches.following import Follower
@@ -172,6 +172,8 @@ class Batch:
             if not entering.cancelled():
                 entering.result()
             if self.state == "going":
+                # It may have waited for something to happen when all was over already.
+                driver.post(ev.Tick())
                 await leaving
         except OrchestraError:
             # All of the plan is on record, for whoever goes on.
@@ -196,15 +198,23 @@ class Batch:
         if self._background is None:
             return
         await asyncio.wait([entering])
-        while driver.executions and not driver.is_linked:
+        while not driver.is_linked and not (self._feeder.is_done and not driver.executions):
             await driver.turned()
+        if self.state != "going":
+            return
         if self._as_json:
-            said = json.dumps({"schema_version": SCHEMA_VERSION, "kind": "batch", "id": self.id, "log": str(self._log)})
+            said = json.dumps(
+                {"schema_version": SCHEMA_VERSION, "kind": "batch", "id": self.id, "log": str(self._log)}
+            )
         else:
             said = self.id
-        background, self._background = self._background, None
-        background.let_go(self._messages, self._log, said)
-        self._messages.stage(f"{self.id[:8]} goes on in the background, process {os.getpid()}")
+        self._messages.stage(
+            f"{self.id[:8]} goes on in the background; look at it: runaway attach {self.id[:8]}"
+        )
+        try:
+            self._background.let_go(self._messages, self._log, said)
+        except StorageError as error:
+            self._messages.error(f"{error}; so it stays in the foreground")
 
     async def _withdraw(self, driver: Driver) -> None:
         """Nothing is fed any more: what was planned never starts, nor does what waits."""

@@ -53,6 +53,7 @@ class BatchOptions:
     retry_failed: bool
     code_changed: Literal["keep", "rerun"] | None
     yes: bool
+    detach: bool
     dry_run: bool
     follow: bool
     as_json: bool

@@ -23,6 +23,7 @@ from liborch.errors import SpecError, UnknownName
 from liborch.journal import Change, Journal, OrchestrationRow
 from liborch.names import resolve_prefix
 from liborch.places import Places
+from runaway.background import Background
 from runaway.batches.drive import Batch
 from runaway.batches.identity import identities
 from runaway.batches.run import Prepared, enter, new_rows
@@ -51,7 +52,9 @@ class Rest:
     kept: dict[str, int] = field(default_factory=dict)
 
 
-async def resume_batch(prepared: Prepared, messages: Messages, folders: Places) -> int:
+async def resume_batch(
+    prepared: Prepared, messages: Messages, folders: Places, background: Background | None = None
+) -> int:
     """Go on with the batch that the options mean; returns the exit status.
 
     Raises:
@@ -86,6 +89,7 @@ async def resume_batch(prepared: Prepared, messages: Messages, folders: Places) 
         as_json=options.as_json,
         title=prepared.title,
         follow=options.follow,
+        background=background,
     )
     async with adopting(
         row.id,

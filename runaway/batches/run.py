@@ -28,6 +28,7 @@ from liborch.places import Places, places
 from liborch.profiles.find import find_host
 from liborch.profiles.procedures import join_arguments
 from liborch.specs import ExecutionSpec, HostProfile, Resources, SlotSpec, Transfer
+from runaway.background import Background
 from runaway.batches.drive import Batch
 from runaway.batches.folders import Folders, make_folders
 from runaway.batches.identity import identities
@@ -244,8 +245,12 @@ def prepare(
     return Prepared(options, profiles, script, plan, where, sending, own, cwd, post, each)
 
 
-async def run_batch(options: BatchOptions) -> int:
-    """Do what `runaway batch` says; returns the exit status. Raises OrchestraError."""
+async def run_batch(options: BatchOptions, background: Background | None = None) -> int:
+    """Do what `runaway batch` says; returns the exit status. Raises OrchestraError.
+
+    Args:
+        background: Go there when it is on its way.
+    """
     environment = dict(os.environ)
     messages = Messages(environment, quiet=options.silent, verbose=options.verbose)
     folders = places(environment)
@@ -259,11 +264,13 @@ async def run_batch(options: BatchOptions) -> int:
     if options.resume:
         from runaway.batches.resume import resume_batch
 
-        return await resume_batch(prepared, messages, folders)
-    return await begin_batch(prepared, messages, folders)
+        return await resume_batch(prepared, messages, folders, background)
+    return await begin_batch(prepared, messages, folders, background)
 
 
-async def begin_batch(prepared: Prepared, messages: Messages, folders: Places) -> int:
+async def begin_batch(
+    prepared: Prepared, messages: Messages, folders: Places, background: Background | None = None
+) -> int:
     """Begin a new batch, and see it through. Raises OrchestraError."""
     options = prepared.options
     batch_id = str(uuid.uuid4())
@@ -288,6 +295,7 @@ async def begin_batch(prepared: Prepared, messages: Messages, folders: Places) -
         as_json=options.as_json,
         title=prepared.title,
         follow=options.follow,
+        background=background,
     )
     details = details_of(
         prepared.profiles,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runaway.options import Assignment, Duration, resources
+
+if TYPE_CHECKING:
+    from runaway.background import Background
 
 
 @click.command(context_settings={"allow_interspersed_args": True})
@@ -98,6 +101,9 @@ from runaway.options import Assignment, Duration, resources
     help="With --resume, when the code has changed: keep verdicts of the old code, or run everything again.",
 )  # fmt: skip
 @click.option("--yes", "-y", is_flag=True, help="Do not ask, also for millions of executions.")
+@click.option(
+    "--detach", "-d", is_flag=True, help="Go on in the background once it is on its way; print its id."
+)
 @click.option("--dry-run", "-n", is_flag=True, help="Print every command, folder and count; do nothing.")
 @click.option(
     "--follow",
@@ -117,12 +123,24 @@ def command(retry_on: str, **options: Any) -> int:
     TEMPLATE: {a;b}+{c;d} makes ac, ad, bc, bd. Each execution's results, exit code, stdout and stderr go into a folder of its
     own. The same command with --resume goes on where an interrupted one stopped.
     """
+    reasons = tuple(part.strip() for part in retry_on.split(",") if part.strip())
+    if options["detach"] and options["follow"]:
+        raise click.UsageError(
+            "--detach prints nothing but the id, --follow what is written: say one of the two"
+        )
+    if options["detach"] and not options["dry_run"]:
+        from runaway.background import divide
+
+        return divide(lambda background: _run(background, retry_on=reasons, **options))
+    return _run(None, retry_on=reasons, **options)
+
+
+def _run(background: Background | None, **options: Any) -> int:
     import asyncio
 
     from runaway.batches.options import BatchOptions
     from runaway.batches.run import run_batch
 
-    reasons = tuple(part.strip() for part in retry_on.split(",") if part.strip())
-    status = asyncio.run(run_batch(BatchOptions(retry_on=reasons, **options)))
+    status = asyncio.run(run_batch(BatchOptions(**options), background))
     sys.stdout.flush()
     return status

@@ -96,12 +96,19 @@ class Person:
 
     def agents(self) -> list[int]:
         """Pids of this person's agent on this machine."""
+        return self._processes("orch-")
+
+    def in_background(self) -> list[int]:
+        """Pids of this person's commands that nobody waits for."""
+        return [pid for pid in self._processes("runaway") if os.getsid(pid) == pid]
+
+    def _processes(self, name_begins: str) -> list[int]:
         mark = f"ORCHESTRA_AGENT_STATE={self.environment['ORCHESTRA_AGENT_STATE']}".encode()
         found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
             try:
                 if (
-                    Path(f"/proc/{name}/comm").read_text().startswith("orch-")
+                    Path(f"/proc/{name}/comm").read_text().startswith(name_begins)
                     and mark in Path(f"/proc/{name}/environ").read_bytes()
                 ):
                     found.append(int(name))
@@ -115,7 +122,7 @@ class Person:
             if each.poll() is None:
                 each.kill()
             each.communicate()
-        for pid in self.agents():
+        for pid in (*self.in_background(), *self.agents()):
             os.kill(pid, signal.SIGKILL)
 
 
