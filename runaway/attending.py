@@ -24,11 +24,20 @@ from runaway.records import FINAL, SCHEMA_VERSION, Records, result_of_row
 KILL_S = 25.0
 
 
-def attach(text: str, *, as_json: bool, quiet: bool, verbose: bool, silent_output: bool = False) -> int:
+def attach(
+    text: str,
+    *,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    silent_output: bool = False,
+    follow: bool = False,
+) -> int:
     """Follow an execution to its end, from the beginning of its output, or a batch; returns its exit status. Raises OrchestraError.
 
     Args:
         silent_output: Wait only: its output is not wanted.
+        follow: Of a batch, print what its executions write.
     """
     records = Records()
     row = records.find_any(text)
@@ -36,7 +45,7 @@ def attach(text: str, *, as_json: bool, quiet: bool, verbose: bool, silent_outpu
     if isinstance(row, OrchestrationRow):
         from runaway.batches.attending import attach_batch
 
-        return attach_batch(records, row, as_json=as_json, messages=messages)
+        return attach_batch(records, row, as_json=as_json, messages=messages, follow=follow)
     write = to_descriptors()
     swallow = as_json or silent_output
     offsets = {"out": 0, "err": 0}

@@ -17,6 +17,7 @@ from liborch.errors import Conflict, OrchestraError, SpecError, UnknownName
 from liborch.journal import DriverLock, ExecutionRow, Journal
 from liborch.plain_text import neutral
 from liborch.specs import ExecutionSpec
+from runaway.background import log_path
 from runaway.messages import Messages
 from runaway.records import FINAL, SCHEMA_VERSION, Records, detail_of
 
@@ -275,6 +276,8 @@ def _clean_here(records: Records, plan: Plan) -> None:
                     locks.enter_context(DriverLock(records.folders.state, orchestration))
                     whole.append(orchestration)
         journal.forget(whole)
+        for orchestration in whole:
+            log_path(records.folders.state, orchestration).unlink(missing_ok=True)
 
 
 def _as_dict(plan: Plan) -> dict[str, Any]:

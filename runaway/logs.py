@@ -1,4 +1,7 @@
-"""Where `runaway logs` finds output: here (record, outputs/ID), at the client that drives, or on the node itself."""
+"""Where `runaway logs` finds output: here (record, outputs/ID), at the client that drives, or on the node itself.
+
+Of a batch it is what its driver says in the background.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ import sys
 from typing import Any
 
 from liborch.drive.ask import ask
-from liborch.journal import ExecutionRow
+from liborch.errors import SpecError
+from liborch.journal import ExecutionRow, OrchestrationRow
+from runaway.background import log_path
 from runaway.outputs import Write, pass_on, to_descriptors, watch
 from runaway.records import FINAL, SCHEMA_VERSION, Records
 
 
 def print_logs(text: str, *, follow: bool, only: str | None, tail: int | None, as_json: bool) -> int:
-    """Print an execution's output; returns the exit status. Raises OrchestraError."""
+    """Print an execution's output, or what a batch said in the background; returns the exit status. Raises OrchestraError."""
     records = Records()
-    row = records.find(text)
+    row = records.find_any(text)
+    if isinstance(row, OrchestrationRow):
+        return _print_background(records, row, follow=follow, tail=tail)
     offsets = {"out": 0, "err": 0}
     write = _json_lines(only) if as_json else to_descriptors(only=only, neutral=True)
     tailing = Tail(tail, write) if tail is not None else None
@@ -30,6 +37,21 @@ def print_logs(text: str, *, follow: bool, only: str | None, tail: int | None, a
         return 130
     if tailing is not None:
         tailing.flush()
+    sys.stdout.flush()
+    return 0
+
+
+def _print_background(records: Records, batch: OrchestrationRow, *, follow: bool, tail: int | None) -> int:
+    short = batch.id[:8]
+    path = log_path(records.folders.state, batch.id)
+    if follow or not path.exists():
+        why = "is a batch" if follow else "is a batch that was never in the background"
+        raise SpecError(
+            f"{short} {why}: `runaway attach --follow {short}` prints what its executions write, `runaway ps --batch {short}` names them"
+        )
+    text = path.read_text(errors="backslashreplace")
+    lines = text.splitlines(keepends=True)
+    sys.stdout.write("".join(lines[len(lines) - tail :] if tail is not None and tail < len(lines) else lines))
     sys.stdout.flush()
     return 0
 

@@ -15,6 +15,8 @@ from liborch.journal.schema import PLACE_BITS
 
 #: Rows read at a time, so that a writer's log may be shortened meanwhile.
 _ROWS_AT_ONCE = 500
+#: The journal's words for an execution that is over.
+FINAL_STATES = ("succeeded", "failed", "cancelled", "lost")
 
 
 class Counter(Reader):
@@ -89,6 +91,18 @@ class Counter(Reader):
         )
         found = {row[2]: self._row(row, ExecutionRow) for row in rows}
         return [found[place & ((1 << PLACE_BITS) - 1)] for _, place in places]
+
+    def ended_since(self, orchestration: str, at: float) -> list[tuple[float, str]]:
+        """(when, id) of those that ended later than `at`, in order of their ends."""
+        number = self._number(orchestration)
+        found: list[tuple[float, str]] = []
+        for state in FINAL_STATES if number is not None else ():
+            found += self._ask(
+                "SELECT ended_at, id FROM executions INDEXED BY ended WHERE place >> 32 = ? AND replaced IS NULL"
+                " AND state = ? AND ended_at IS NOT NULL AND ended_at > ?",
+                (number, state, at),
+            )
+        return sorted(found)
 
     def live_outside(self, kind: str) -> list[ExecutionRow]:
         """Executions that have not ended, of every orchestration that is not of this kind, newest first."""

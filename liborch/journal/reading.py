@@ -160,7 +160,7 @@ class Reader:
     def _connection(self) -> sqlite3.Connection | None:
         raise NotImplementedError
 
-    def _ask(self, query: str, values: Sequence[str | int | None]) -> list[Any]:
+    def _ask(self, query: str, values: Sequence[str | float | None]) -> list[Any]:
         db = self._connection()
         if db is None:
             return []

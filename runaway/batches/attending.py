@@ -21,6 +21,7 @@ from liborch.errors import Conflict
 from liborch.journal import OrchestrationRow
 from liborch.quantities import format_duration
 from runaway.batches.drive import ENDING_S, GIVE_UP_S, Batch
+from runaway.batches.following import Follower, Watch
 from runaway.batches.picture import NodeUse, Picture, Rate, screen
 from runaway.batches.summary import (
     Failure,
@@ -43,18 +44,24 @@ SHARE = 0.2
 FAILURES = 6
 
 
-def attach_batch(records: Records, row: OrchestrationRow, *, as_json: bool, messages: Messages) -> int:
-    """Go on with a batch, or look on, until it is over; returns its exit status. Raises OrchestraError."""
+def attach_batch(
+    records: Records, row: OrchestrationRow, *, as_json: bool, messages: Messages, follow: bool = False
+) -> int:
+    """Go on with a batch, or look on, until it is over; returns its exit status. Raises OrchestraError.
+
+    Args:
+        follow: Print what its executions write.
+    """
     try:
         while True:
             summary = summarise(records, row)
             if summary.has_ended:
                 return _tell_end(records, summary, messages, as_json=as_json)
             try:
-                return asyncio.run(_drive(records, row, summary, messages, as_json=as_json))
+                return asyncio.run(_drive(records, row, summary, messages, as_json=as_json, follow=follow))
             except Conflict:
                 messages.detail(f"{row.id[:8]} is driven by another command; looking on")
-                _look_on(records, row, messages)
+                _look_on(records, row, messages, follow=follow)
     except KeyboardInterrupt:
         messages.error(_describe_leaving(records, row))
         return 130
@@ -78,6 +85,7 @@ async def _drive(
     *,
     as_json: bool = False,
     kill: bool = False,
+    follow: bool = False,
 ) -> int:
     from liborch.drive.adopt import adopting
 
@@ -93,6 +101,7 @@ async def _drive(
         give_up_s=details.get("give_up_s", GIVE_UP_S),
         as_json=as_json,
         title=row.title,
+        follow=follow,
     )
     async with adopting(row.id, records.folders, **batch.options_for_driver()) as driver:
         # Counted once more: only now nobody else changes it.
@@ -110,16 +119,22 @@ async def _nothing_to_enter(feeder: Feeder) -> None:
     feeder.grown(whole=True)
 
 
-def _look_on(records: Records, row: OrchestrationRow, messages: Messages) -> None:
+def _look_on(records: Records, row: OrchestrationRow, messages: Messages, *, follow: bool) -> None:
     """Show how far it is while another client drives it; returns when it is over or nobody does."""
     rate: Rate | None = None
-    draws = messages.shows_bars
+    draws = messages.shows_bars and not follow
+    follower = Follower(dict(os.environ), records.folders.state / "outputs") if follow else None
+    watch = Watch(records, row, follower) if follower is not None else None
     with screen(messages) if draws else nullcontext() as shown:
         told_at = time.monotonic()
         while True:
             began = time.monotonic()
             summary = summarise(records, row)
+            if watch is not None:
+                watch.look()
             if summary.has_ended or not summary.is_driven:
+                if follower is not None:
+                    follower.close()
                 return
             rate = rate or Rate(summary.ended)
             speed = rate.note(summary.ended)

@@ -136,6 +136,11 @@ class Batch:
         feeder = Feeder(driver, self.id, first)
         self._feeder = feeder
         driver.end_all = self.kill
+        if self._follower is not None:
+            # Those that run already tell no start any more.
+            for x, execution in driver.executions.items():
+                if execution.state in ("running", "paused"):
+                    driver.follow(x, self._follower.writer(x))
         if kill:
             self.kill()
         work = asyncio.ensure_future(self._work(driver, feeder, enter))

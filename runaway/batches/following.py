@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from liborch.drive.ask import ask
 from liborch.drive.results import Result
-from runaway.outputs import Neutral
+from liborch.journal import OrchestrationRow
+from runaway.outputs import Neutral, Write, pass_on
+from runaway.records import FINAL, Records, result_of_row
 
 #: Colours of ids, by turns.
 COLORS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
+#: So many of those that run are followed from outside: their client collects the output for it.
+MOST_FOLLOWED = 500
+#: An end may come on record so much later than it was, in seconds.
+LATE_S = 60.0
 #: A line that is longer is cut there, in bytes: it has to be kept until it ends.
 MOST_LINE = 1 << 16
 
@@ -78,12 +86,12 @@ class Follower:
             else:
                 write(name, data)
 
-    def close(self) -> None:
-        """Print what never ended with a newline."""
+    def close(self, only: str | None = None) -> None:
+        """Print what never ended with a newline; `only`: of that execution."""
         with self._lock:
-            for (x, name), rest in self._begun.items():
-                self._print(x, name, COLORS[0], [rest])
-            self._begun.clear()
+            for x, name in list(self._begun):
+                if only in (None, x):
+                    self._print(x, name, COLORS[0], [self._begun.pop((x, name))])
 
     def _print(self, x: str, name: str, color: int, lines: list[bytes]) -> None:
         head = x[:8].encode()
@@ -93,3 +101,50 @@ class Follower:
         view = memoryview(b"".join(head + line + b"\n" for line in lines))
         while view:
             view = view[os.write(1 if name == "out" else 2, view) :]
+
+
+class Watch:
+    """The same for a batch that another client drives: what runs is collected at our wish, what ended is on record.
+
+    Only what is written from now on, and what those that run have written so far.
+    """
+
+    def __init__(self, records: Records, batch: OrchestrationRow, follower: Follower) -> None:
+        self._records = records
+        self._batch = batch
+        self._follower = follower
+        #: {execution: (what takes its output, how much of it did)} of those that run.
+        self._running: dict[str, tuple[Write, dict[str, int]]] = {}
+        self._since = time.time()
+        #: {execution: when it ended} of those that need no more looking at.
+        self._done = {x: at for at, x in self._ended()}
+
+    def _ended(self) -> list[tuple[float, str]]:
+        return self._records.journal.ended_since(self._batch.id, self._since - LATE_S)
+
+    def look(self) -> None:
+        """Print what there is now."""
+        journal = self._records.journal
+        for row in journal.under_way(self._batch.id, MOST_FOLLOWED):
+            if row.state not in ("running", "paused"):
+                continue
+            if row.id not in self._running:
+                ask(self._records.folders.state, self._batch.id, {"do": "follow", "id": row.id})
+                self._running[row.id] = (self._follower.writer(row.id), {"out": 0, "err": 0})
+            pass_on(self._records, row, *self._running[row.id])
+        for at, x in self._ended():
+            if x not in self._done:
+                self._done[x] = at
+                self._since = max(self._since, at)
+                self._finish(x)
+        self._done = {x: at for x, at in self._done.items() if at > self._since - 2 * LATE_S}
+
+    def _finish(self, x: str) -> None:
+        row = self._records.journal.execution(x)
+        if row is None or row.state not in FINAL:
+            return
+        followed = self._running.pop(x, None)
+        if followed is not None:
+            pass_on(self._records, row, *followed)
+        self._follower.ended(x, result_of_row(row))
+        self._follower.close(x)

@@ -17,6 +17,7 @@ import click
 def command(execution: str, follow: bool, only: str | None, tail: int | None, as_json: bool) -> int:
     """Print the output of EXECUTION (a prefix of its id, or `last`): stdout on stdout, stderr on stderr.
 
+    Of a batch in the background: what it said about itself.
     Exact bytes where the output goes to a file or a pipe; on a terminal, nothing in it can steer the terminal.
     """
     from runaway.logs import print_logs

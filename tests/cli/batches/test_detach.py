@@ -154,3 +154,40 @@ def test_a_resumed_batch_goes_to_the_background_too_and_one_that_is_done_ends(pe
         # It sweeps for a moment after its last execution is on record.
         wait_until("its end", lambda: not batch(person)["driven"])
     assert sorted((person.root / "ran").read_text().split()) == list("123")
+
+
+def test_who_follows_from_another_terminal_sees_what_runs_and_what_was_over_at_once(person: Person) -> None:
+    person.write(
+        "slow.sh", f'echo "a $1"; while [ ! -e {person.root}/go$1 ]; do sleep 0.05; done; printf "b $1"\n'
+    )
+    done = person.run("batch", "local", "slow.sh", "--slots", "1", "--detach", "--", "{1;2;3}")
+    id = done.stdout.decode().strip()
+    wait_until("one runs", lambda: batch(person)["counts"].get("running") == 1)
+    onlooker = person.start("attach", "--follow", id)
+    assert onlooker.stdout is not None
+    # From its beginning, though it ran before anybody looked on.
+    assert onlooker.stdout.readline().endswith(b" a 1\n")
+    for n in (2, 3, 1):
+        (person.root / f"go{n}").touch()
+    out, said = onlooker.communicate(timeout=30)
+    assert onlooker.returncode == 0, said.decode()
+    lines = [line.split(" ", 1) for line in out.decode().splitlines()]
+    assert [words for _, words in lines] == ["b 1", "a 2", "b 2", "a 3", "b 3"]
+    folders = {folder.name[:8] for folder in person.folder.glob("batch/*")}
+    assert {short for short, _ in lines} == folders
+    wait_until("its last words", lambda: "3 succeeded" in person.run("logs", id).stdout.decode())
+    assert person.run("logs", "-f", id).returncode == 2
+    assert person.run("clean", "--all").returncode == 0
+    assert not log(person, id).exists()
+
+
+def test_who_follows_and_takes_over_prints_no_line_twice(person: Person) -> None:
+    id = detach(person, "{1;2} 0")
+    end_driver(person, id)
+    follower = person.start("attach", "--follow", id)
+    assert follower.stderr is not None
+    while b"going on with" not in (line := follower.stderr.readline()):
+        assert line
+    (person.root / "go").touch()
+    out, said = follower.communicate(timeout=30)
+    assert (follower.returncode, out) == (0, b""), said.decode()
