@@ -38,6 +38,9 @@ class Surroundings(Protocol):
     def latency_s(self, node: str) -> float:
         """One way, just now."""
 
+    def absence_s(self) -> float:
+        """How long nobody is there after the client was killed."""
+
     def chance(self, name: str) -> bool:
         """Whether a misfortune of that name strikes."""
 
@@ -159,7 +162,7 @@ class Client:
         for reach in self.reaches.values():
             reach.line = None
         self.on_crash()
-        self.world.later(self.world.rng.uniform(0.0, 5.0), self._rise)
+        self.world.later(self.world.absence_s(), self._rise)
 
     def _rise(self) -> None:
         """The next client: rebuilds the state from the record, and takes over."""

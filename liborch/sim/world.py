@@ -27,8 +27,6 @@ from liborch.sim.client import Client
 from liborch.sim.node import Plan, SimNode
 
 GIB = 1 << 30
-#: Nothing may take longer than this after the weather has calmed, in virtual seconds.
-PATIENCE_S = 7200.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,9 @@ class World:
         policy: The core's.
     """
 
+    #: Nothing may take longer than this after the weather has calmed, in virtual seconds.
+    patience_s = 7200.0
+
     def __init__(
         self,
         seed: int,
@@ -95,7 +96,6 @@ class World:
         self._happenings: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._calm = False
-        self._walltimes: dict[str, float | None] = {}
         self._build(nodes)
 
     def __repr__(self) -> str:
@@ -121,6 +121,10 @@ class World:
         """One way, just now: mostly short, at times long."""
         return self.rng.uniform(0.001, 0.05) if self.rng.random() < 0.9 else self.rng.uniform(0.05, 1.5)
 
+    def absence_s(self) -> float:
+        """How long nobody is there after the client was killed."""
+        return self.rng.uniform(0.0, 5.0)
+
     # ------------------------------------------------------------------ the story
 
     def run(self) -> None:
@@ -135,6 +139,19 @@ class World:
             raise InvariantError(f"seed {self.seed} at {self.now:.6f} s: {error!r}") from error
 
     def _build(self, count: int) -> None:
+        rng = self.rng
+        self._build_nodes(count)
+        at = 0.0
+        # From nodes that are often free to queues that grow as long as requests come.
+        mean_s = rng.choice((2.5, 4.0, 6.0))
+        cores = sum(node.room.cpus for node in self.nodes.values())
+        for number in range(self.requests):
+            at += rng.expovariate(cores / mean_s)
+            self.later(at, lambda number=number: self._ask(number))  # type: ignore[misc]
+        self._brew(at)
+        self._last_request = at
+
+    def _build_nodes(self, count: int) -> None:
         rng = self.rng
         for number in range(count):
             name = f"n{number}"
@@ -151,13 +168,9 @@ class World:
                 on_start=lambda x, attempt, name=name: self._on_start(name, x, attempt),  # type: ignore[misc]
             )
             self.later(rng.choice((0.0, rng.uniform(0.0, 60.0))), lambda name=name: self._add(name))  # type: ignore[misc]
-        at = 0.0
-        # From nodes that are often free to queues that grow as long as requests come.
-        mean_s = rng.choice((2.5, 4.0, 6.0))
-        cores = sum(node.room.cpus for node in self.nodes.values())
-        for number in range(self.requests):
-            at += rng.expovariate(cores / mean_s)
-            self.later(at, lambda number=number: self._ask(number))  # type: ignore[misc]
+
+    def _brew(self, until_s: float) -> None:
+        """The misfortunes that are counted, at any time until then."""
         for what, times in (
             (self._tear, self.weather.tears),
             (self._part, self.weather.partitions),
@@ -170,13 +183,12 @@ class World:
             (self._drain, self.weather.drains),
         ):
             for _ in range(times):
-                self.later(rng.uniform(0.0, at), what)
-        self._last_request = at
+                self.later(self.rng.uniform(0.0, until_s), what)
 
     def _play(self) -> None:
         # A person waits out the trouble: unreachable nodes come back, a refused host is mended by a new client.
         self.later(self._last_request + 30.0, self._calm_down)
-        until = self._last_request + PATIENCE_S
+        until = self._last_request + self.patience_s
         while self._happenings:
             self.now, _number, what = heapq.heappop(self._happenings)
             if self.now > until:
