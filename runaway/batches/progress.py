@@ -62,6 +62,8 @@ class Progress:
         self.too_many = False
         #: How many left nothing here, because their output folder cannot be written.
         self.unwritten = 0
+        #: How many did well, and something of what they left may be missing: their node's disk was full.
+        self.doubtful = 0
         #: Says how many post commands run, or wait for their turn.
         self.posts_under_way: Callable[[], int] = lambda: 0
         self._messages = messages
@@ -81,20 +83,25 @@ class Progress:
 
     @property
     def all_succeeded(self) -> bool:
-        """Whether nothing ended otherwise than well, before us or now."""
+        """Whether nothing ended otherwise than well, before us or now, with all that it left."""
         every = self.ended + self.before
-        return every.total() == every["succeeded"]
+        return every.total() == every["succeeded"] and not self.doubtful
 
     def count(self, execution: Execution, result: Result) -> None:
         """One more is over."""
         self.ended[result.state] += 1
+        if result.ok and result.why:
+            self.doubtful += 1
+            self._note(execution.id, f"{result.state}, but {result.why}")
         if result.state in ("failed", "lost"):
             words = words_of(result)
-            signature = re.sub(r"0x[0-9a-f]+|\d+", "N", words)
-            known = self._failures.setdefault(signature, Alike(0, execution.id, words))
-            known.count += 1
+            self._note(execution.id, words)
             self._last.append((execution.id, words, result.stderr[-LAST_BYTES:]))
             self._messages.detail(f"{execution.id[:8]} {result.state}: {words}")
+
+    def _note(self, x: str, words: str) -> None:
+        signature = re.sub(r"0x[0-9a-f]+|\d+", "N", words)
+        self._failures.setdefault(signature, Alike(0, x, words)).count += 1
 
     @property
     def failed_posts(self) -> int:
@@ -140,7 +147,11 @@ class Progress:
             self.total,
             counts,
             self._rate.note(self.ended.total()),
-            [use_of(node) for node in driver.core.nodes.values()],
+            [
+                use_of(node)
+                for node in driver.core.nodes.values()
+                if node.items or node.name not in driver.targets or not driver.targets[node.name].closed
+            ],
             [Failure(x, words, last_lines(said.decode("utf-8", "replace"))) for x, words, said in self._last],
             self.posts_under_way(),
             self.title,

@@ -119,6 +119,17 @@ def test_the_exit_code_comes_home_from_a_full_disk_and_the_agent_works_on(
         assert [process.pid for process in agents(node)] == before
 
 
+def test_a_batch_on_a_full_disk_says_that_what_did_well_may_have_left_less(node: Host, asker: Person) -> None:
+    with home_of(node, "size=2m"):
+        fill = "'cat /dev/zero > /root/.full 2>/dev/null; echo lost; exit 0'"
+        done = asker.run("batch", "h1", "sh", "--", "-c", fill)
+        assert done.returncode == 1, told(done)
+        assert "1 x succeeded, but the node's disk is full: /root/" in told(done)
+        node.run("rm -f /root/.full")
+        done = asker.run("batch", "h1", "echo", "--", "there")
+        assert done.returncode == 0, told(done)
+
+
 @pytest.mark.parametrize("what", ["blocks", "inodes"])
 def test_the_fallback_brings_the_exit_code_home_from_a_full_disk_as_well(
     node: Host, asker: Person, what: str
