@@ -4,6 +4,7 @@
 #   make test    every test but the minutes-long ones, the lab included
 #   make soak    the minutes-long ones
 #   make bench   measures, then prints the table of targets
+#   make peers   installs what the benches are compared with, into build/peers
 #   make lab     leaves three hosts up to try `runaway` against, until Ctrl-C
 #   make lint    ruff and mypy --strict, as CI runs them
 #   make clean   removes what the above made
@@ -11,12 +12,13 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PEERS := build/peers
 PACKAGES := liborch runaway expegit parasearch
 
 # For more words to pytest: make test ARGS='-k slots -x'
 ARGS ?=
 
-.PHONY: help demo test soak bench lab lint lint-style lint-format lint-types clean install packages
+.PHONY: help demo test soak bench peers lab lint lint-style lint-format lint-types clean install packages
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,7 +43,10 @@ test: $(STAMP) packages
 soak: $(STAMP) packages
 	$(PYTHON) -m pytest -m soak $(ARGS)
 
-bench: $(STAMP) packages
+peers: $(STAMP)
+	@sh .ci/peers $(PYTHON) $(PEERS)
+
+bench: $(STAMP) packages peers
 	@$(PYTHON) benches/run.py --output build/bench.jsonl $(ARGS); status=$$?; \
 	 $(PYTHON) benches/table.py build/bench.jsonl && exit $$status
 

@@ -46,6 +46,10 @@ EXPECTED = (
     Expected("resend_one", "resend with one file of 10,000 changed", "ratio", "lower", 1, "x rsync"),
     Expected("core_events", "core", "value", "higher", 200_000, "events/s"),
     Expected("core_placement", "a placement at 10,000 nodes", "ratio", "lower", 2, "x one at 10 nodes"),
+    Expected(
+        "batch_xargs", "batch: noop executions, 4 slots", "ratio", "higher", 0.8, "x xargs -P4 -n1 true"
+    ),
+    Expected("batch_hyperqueue", "the same, beside HyperQueue", "ratio", "higher", 3, "x LocalCluster"),
     Expected("core_memory", "waiting execution, of 1,000,000", "value", "lower", 1024, "B"),
 )
 HEADINGS = ("measure", "target", "value", "ratio", "")
