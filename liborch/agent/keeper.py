@@ -316,6 +316,16 @@ class Keeper:
     def _on_talker_gone(self):
         self.present = frozenset()
 
+    def _resize(self, name, capacity):
+        """Take what a client says of the room here. One who says nothing has what there is, unless others cut it for what they run."""
+        shared = any(run.owner != name for run in self.runs.values())
+        shared = shared or any(hold.owner != name for hold in self.holds.values())
+        shared = shared or len(self.queues) > len(self.queues.keys_of(name))
+        told = (capacity.get("cpus"), capacity.get("memory_bytes"))
+        self.room.resize(told[0], told[1], shared)
+        if any(told) or not shared:
+            self.ledger.set_capacity(*told)
+
     def on_attach(self, message):
         """A client is there: take its acknowledgement, tell what is held for it."""
         name = message["owner"]
@@ -324,9 +334,7 @@ class Keeper:
         if message.get("lease_s"):
             owner.lease_s = float(message["lease_s"])
             self._expire_owners()
-        capacity = message.get("capacity") or {}
-        self.room.resize(capacity.get("cpus"), capacity.get("memory_bytes"))
-        self.ledger.set_capacity(capacity.get("cpus"), capacity.get("memory_bytes"))
+        self._resize(name, message.get("capacity") or {})
         if message.get("env"):
             self.starter.set_environment(message["env"])
         self.on_ack(message)

@@ -287,11 +287,10 @@ class Ledger:
 
     def set_capacity(self, cpus, memory_bytes):
         """Remember what clients said this node has."""
-        if cpus or memory_bytes:
-            capacity = [cpus or 0, memory_bytes or 0]
-            if capacity != self.capacity:
-                self.capacity = capacity
-                self._write(self._head())
+        capacity = [cpus or 0, memory_bytes or 0] if cpus or memory_bytes else None
+        if capacity != self.capacity:
+            self.capacity = capacity
+            self._write(self._head())
 
     # ---------------------------------------------------------------- owners
 

@@ -10,6 +10,7 @@ class Room:
     def __init__(self, cpus, memory_bytes, gpus):
         self.cpus = cpus
         self.memory_bytes = memory_bytes
+        self.found = (cpus, memory_bytes)
         self.gpus = list(gpus)
         self.used_cpus = 0
         self.used_memory = 0
@@ -17,12 +18,13 @@ class Room:
         self._freed = []
         self._next = 0
 
-    def resize(self, cpus, memory_bytes):
-        """Take another capacity (a profile says how a node is cut). What runs goes on."""
-        if cpus:
-            self.cpus = cpus
-        if memory_bytes:
-            self.memory_bytes = memory_bytes
+    def resize(self, cpus, memory_bytes, keep=True):
+        """Take another capacity (a profile says how a node is cut). What runs goes on.
+
+        `keep`: what is not told stays as it is; else it is what was found on the node.
+        """
+        self.cpus = cpus or (self.cpus if keep else self.found[0])
+        self.memory_bytes = memory_bytes or (self.memory_bytes if keep else self.found[1])
 
     def could_ever(self, cpus, memory_bytes, gpus, among=None):
         """Whether a request fits the empty node. `among`: which GPUs will do, numbers or ids; None: any."""

@@ -43,6 +43,8 @@ class Left(msgspec.Struct, frozen=True):
     title: str
     state: str
     profiles: Sequence[HostProfile]
+    #: Those it had before other ones were chosen.
+    former: Sequence[HostProfile]
     ssh_config: str | None
     details: dict[str, Any]
     #: Payloads of its events, in order; empty when they were not asked for.
@@ -56,8 +58,13 @@ class Left(msgspec.Struct, frozen=True):
 
     @property
     def targets(self) -> list[Target]:
-        """The nodes of its hosts."""
-        return [target for profile in self.profiles for target in targets_of(profile)]
+        """The nodes of its hosts, and of those it had before: closed, since something may run there."""
+        found = {target.name: target for profile in self.profiles for target in targets_of(profile)}
+        for profile in self.former:
+            for target in targets_of(profile):
+                target.closed = target.name not in found
+                found.setdefault(target.name, target)
+        return list(found.values())
 
     def places(self, folders: Places) -> Places:
         """The person's files, with the ssh configuration that was in use at submission."""
@@ -72,6 +79,7 @@ async def adopting(
     folders: Places,
     *,
     on_output: Callable[[str], OnOutput | None] | None = None,
+    profiles: Sequence[HostProfile] | None = None,
     **options: Any,
 ) -> AsyncIterator[Driver]:
     """Drive an orchestration again. Leaving lets what runs go on, unless `driver.detached` is set to False.
@@ -79,6 +87,7 @@ async def adopting(
     Args:
         on_output: Says per execution who is given the output that is not in its outputs folder yet. Asked when the
             orchestration is ours and before anything moves, so what is in that folder can be printed first.
+        profiles: Hosts to use from now on, instead of those it had; what runs on others comes to its end there.
         options: As for `driving`.
 
     Raises:
@@ -90,6 +99,8 @@ async def adopting(
     async with driving(orchestration, "", "", known.places(folders), **options) as driver:
         driver.detached = True
         driver.is_swept = known.state == "ended"
+        if profiles is not None:
+            await driver.ask_journal(lambda journal: _choose_anew(journal, orchestration, profiles))
         # Once more: only now nobody else writes there.
         left = await asyncio.to_thread(read_left, folders, orchestration)
         executions = [_execution(driver, row, folders, on_output) for row in left.rows]
@@ -126,6 +137,7 @@ def read_left(folders: Places, orchestration: str, *, events: bool = True) -> Le
             state=row.state,
             title=row.title,
             profiles=_profiles(folders, details, rows[0].host if rows else ""),
+            former=msgspec.convert(details.get("former", []), list[HostProfile]),
             ssh_config=details.get("ssh_config"),
             details=details,
             groups=[payload for _number, _at, payload in journal.groups(orchestration)] if events else [],
@@ -133,6 +145,18 @@ def read_left(folders: Places, orchestration: str, *, events: bool = True) -> Le
             planned_from=planned[0].number if planned else None,
             count=newest[0].number if newest else 0,
         )
+
+
+def _choose_anew(journal: Journal, orchestration: str, profiles: Sequence[HostProfile]) -> None:
+    """Note other hosts, before anything is given to them."""
+    row = journal.orchestration(orchestration)
+    if row is None:
+        raise UnknownName("orchestration", orchestration)
+    details = json.loads(row.details)
+    chosen = msgspec.to_builtins(profiles)
+    known = [*details.get("former", ()), *details.get("profiles", ())]
+    former = [each for n, each in enumerate(known) if each not in chosen and each not in known[:n]]
+    journal.describe(orchestration, json.dumps({**details, "profiles": chosen, "former": former}))
 
 
 def _profiles(folders: Places, details: dict[str, Any], host: str) -> list[HostProfile]:

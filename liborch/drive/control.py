@@ -134,7 +134,7 @@ def nodes(driver: Driver) -> list[dict[str, Any]]:
             "why": driver.targets[node.name].down_why,
         }
         for node in driver.core.nodes.values()
-        if node.name in driver.targets
+        if node.name in driver.targets and (node.items or not driver.targets[node.name].closed)
     ]
 
 

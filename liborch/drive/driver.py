@@ -230,10 +230,12 @@ class Driver(Rounds):
     @property
     def is_linked(self) -> bool:
         """Whether some node can be used now. Raises what stands in the way when none can be, until a person does something."""
-        if any(node.is_usable for node in self.core.nodes.values()):
+        targets = [target for target in self.targets.values() if not target.closed]
+        nodes = [self.core.nodes[target.name] for target in targets if target.name in self.core.nodes]
+        if any(node.is_usable for node in nodes):
             return True
-        errors = [target.error for target in self.targets.values()]
-        refused = [node.link == "REFUSED" for node in self.core.nodes.values()]
+        errors = [target.error for target in targets]
+        refused = [node.link == "REFUSED" for node in nodes]
         if refused and all(refused) and errors[0] is not None:
             raise errors[0]
         return False

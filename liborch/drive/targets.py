@@ -47,6 +47,8 @@ class Target:
     wanted: str = ""
     #: Whether the person was told what cannot be done there.
     told_limits: bool = False
+    #: Not chosen any more: what runs there comes to its end, nothing new is given to it.
+    closed: bool = False
 
     def __repr__(self) -> str:
         return f"<Target {self.name}: {'linked' if self.link is not None else 'no link'}>"
@@ -124,6 +126,8 @@ def room_of(target: Target, room: dict[str, Any]) -> tuple[int, int, int]:
     Raises:
         SpecError: What was asked for by name is not there.
     """
+    if target.closed:
+        return 0, 0, 0
     slots = target.slots
     cpus, gpus = int(room["cpus"]), list(room["gpus"])
     if (slots.numa is not None or slots.gpu_ids) and target.fallback:

@@ -113,13 +113,14 @@ class Reader:
         return rows[0][0] if rows else None
 
     def identities(self, orchestration: str) -> list[tuple[str, str, str | None, str]]:
-        """(identity, state, reason, id) of every execution of an orchestration, in order of submission."""
+        """(identity, state, reason, id) of every execution of an orchestration that counts (none that is replaced), in order of
+        submission."""
         number = self._number(orchestration)
         if number is None:
             return []
         query = (
             "SELECT json_extract(s.spec, '$.identity'), e.state, e.reason, e.id FROM executions AS e JOIN specs AS s"
-            " ON s.place = e.place WHERE e.place >= ? AND e.place < ? ORDER BY e.place"
+            " ON s.place = e.place WHERE e.place >= ? AND e.place < ? AND e.replaced IS NULL ORDER BY e.place"
         )
         return self._ask(query, (number << PLACE_BITS, (number + 1) << PLACE_BITS))
 

@@ -11,8 +11,8 @@ transaction. Specs lie apart because an update rewrites its whole row, and a spe
 a batch have in common is told once, in `orchestrations.common`; their own specs are then JSON merge patches
 (RFC 7396) of it, and are read whole.
 
-`replaced` is 1 for an execution that ended and that another one of its orchestration was submitted instead of: what failed
-and is tried again by `--resume`. It stays on record, and counts no more.
+`replaced` is 1 for an execution that another one of its orchestration was submitted instead of (what failed and is tried again
+by `--resume`), or that is no longer wanted. It stays on record, and counts no more.
 """
 
 from __future__ import annotations

@@ -268,6 +268,11 @@ class Journal(Counter):
 
         return self._write("withdrawing what was planned", write)
 
+    def discount(self, executions: Iterable[str]) -> None:
+        """Have executions count no more, however they end: nobody wants them any longer. Hold the DriverLock."""
+        rows: list[statements.Row] = [(x,) for x in executions]
+        self._write("setting executions aside", lambda db: _run(db, statements.REPLACE, rows))
+
     def forget(self, orchestrations: Iterable[str]) -> int:
         """Remove orchestrations with all they hold; unknown ones are passed over. Returns executions removed.
 

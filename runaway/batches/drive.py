@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,8 @@ class Batch:
         self._killed = False
         self._follower = Follower(dict(os.environ), folders.state / "outputs") if follow else None
         self._told_down: set[str] = set()
+        #: Their ends are not counted.
+        self._disregarded: set[str] = set()
 
     def options_for_driver(self) -> dict[str, Any]:
         """What the driver is made with."""
@@ -159,6 +161,10 @@ class Batch:
             await asyncio.gather(work, showing, return_exceptions=True)
             await self.close()
         return await self._conclude(driver)
+
+    def disregard(self, executions: Iterable[str]) -> None:
+        """These are no longer wanted: how they end is not told."""
+        self._disregarded.update(executions)
 
     async def close(self) -> None:
         """End the post commands that run. Fine when it is done already."""
@@ -270,6 +276,8 @@ class Batch:
                 self._follower.ended(execution.id, result)
             if self._tells_ends:
                 from runaway.seeing import result_as_dict
+            if execution.id in self._disregarded:
+                continue
 
                 line = {**result_as_dict(result), "parameters": execution.spec.parameters}
                 print(json.dumps(line), flush=True)
@@ -288,6 +296,9 @@ class Batch:
                 self._messages.stage(f"{fields['node']}: {fields['why']}")
         elif what == "linked":
             if fields["node"] in self._told_down:
+            target = self._driver.targets.get(fields["node"]) if self._driver is not None else None
+            if target is not None and target.closed:
+                return
                 self._told_down.discard(fields["node"])
                 self._messages.stage(f"{fields['node']}: connected again")
             else:

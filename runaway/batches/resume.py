@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -46,7 +46,7 @@ class Rest:
     new: list[tuple[str, Planned]] = field(default_factory=list)
     #: For each of those the execution it is instead of: it did not do well, or never started.
     instead_of: list[str | None] = field(default_factory=list)
-    #: Ids of what has not started and is not wanted any more.
+    #: Ids of what has not started and is not wanted any more, or runs with code whose verdicts do not count.
     withdrawn: list[str] = field(default_factory=list)
     #: {state: executions of the plan that keep their verdict}
     kept: dict[str, int] = field(default_factory=dict)
@@ -74,8 +74,10 @@ async def resume_batch(
     except BrokenOff:
         os._exit(130)
     codes: list[str] = details.get("snapshots", [""])
+    old: list[str] = details.get("former_snapshots", [])
     if snapshot not in codes:
         keep = _keeps_verdicts(options.code_changed, row, prepared)
+        old = [code for code in dict.fromkeys(old if keep else [*old, *codes]) if code != snapshot]
         codes = [*codes, snapshot] if keep else [snapshot]
     batch = Batch(
         row.id,
@@ -94,6 +96,7 @@ async def resume_batch(
     async with adopting(
         row.id,
         folders,
+        profiles=prepared.profiles,
         accept_new=options.accept_new,
         debug=messages.error if options.debug_ssh else None,
         snapshots=snapshots,
@@ -103,11 +106,10 @@ async def resume_batch(
         text = await driver.ask_journal(lambda journal: journal.common(row.id))
         shared = json.loads(text or "{}")
         rest = await asyncio.to_thread(
-            compare, prepared, codes, snapshot, known, retry_failed=options.retry_failed
+            compare, prepared, codes, snapshot, known, old=old, retry_failed=options.retry_failed
         )
-        await driver.ask_journal(
-            lambda journal: journal.describe(row.id, json.dumps({**details, "snapshots": codes}))
-        )
+        await driver.ask_journal(lambda journal: _note_codes(journal, row.id, codes, old))
+        batch.disregard(rest.withdrawn)
         await withdraw(driver, rest.withdrawn)
         batch.progress.before.update(rest.kept)
         kept = sum(rest.kept.values())
@@ -126,6 +128,13 @@ async def resume_batch(
         )
         driver.detached = False
         return await batch.see_through(driver, lambda feeder: enter(driver, rows, feeder))
+
+
+def _note_codes(journal: Journal, batch: str, codes: list[str], old: list[str]) -> None:
+    row = journal.orchestration(batch)
+    if row is not None:
+        more = {"snapshots": codes, "former_snapshots": old}
+        journal.describe(batch, json.dumps({**json.loads(row.details), **more}))
 
 
 def find_batch(journal: Journal, prepared: Prepared, text: str | None) -> OrchestrationRow:
@@ -153,27 +162,34 @@ def compare(
     known: list[tuple[str, str, str | None, str]],
     *,
     retry_failed: bool,
+    old: Sequence[str] = (),
 ) -> Rest:
     """What of a plan is new, kept, or no longer wanted.
 
     Args:
         codes: Snapshots whose verdicts count, `snapshot` among them.
         known: (identity, state, reason, id) of every execution of the batch.
+        old: Snapshots whose verdicts were given up: what is done again with `snapshot` is instead of those.
     """
     verdicts: dict[str, str] = {}
     live: dict[str, tuple[str, str]] = {}
     former: dict[str, str] = {}
+    latest: dict[str, str] = {}
     for name, state, reason, x in known:
         if state in VERDICTS and reason not in NEVER_RAN:
             if verdicts.get(name) != "succeeded":
                 verdicts[name] = state
         elif state not in ("failed", "cancelled", "lost"):
             live[name] = (state, x)
+        latest[name] = x
         if state != "succeeded":
             former[name] = x
     rest = Rest()
     wanted: set[str] = set()
-    for names, planned in _named(prepared, codes):
+    given_up: set[str] = set()
+    for names, planned in _named(prepared, [*codes, *old]):
+        before = [names.pop(code) for code in old]
+        given_up.update(before)
         new_name = names[snapshot]
         verdict = next((verdicts[name] for name in names.values() if name in verdicts), None)
         if verdict == "succeeded" or (verdict is not None and not retry_failed):
@@ -188,8 +204,14 @@ def compare(
             wanted.add(going)
         else:
             rest.new.append((new_name, planned))
-            rest.instead_of.append(next((former[name] for name in names.values() if name in former), None))
-    rest.withdrawn = [x for name, (state, x) in live.items() if state in NOT_STARTED and name not in wanted]
+            again = [former[name] for name in names.values() if name in former]
+            again += [latest[name] for name in before if name in latest]
+            rest.instead_of.append(next(iter(again), None))
+    rest.withdrawn = [
+        x
+        for name, (state, x) in live.items()
+        if name not in wanted and (state in NOT_STARTED or name in given_up)
+    ]
     return rest
 
 
@@ -202,7 +224,7 @@ def _named(prepared: Prepared, codes: list[str]) -> Iterator[tuple[dict[str, str
 
 
 async def withdraw(driver: Driver, ids: list[str]) -> None:
-    """End what has not started: in the core where it is there, else in the journal."""
+    """End what is no longer wanted: in the core where it is there, else in the journal. It counts no more."""
     now = time.time()
     record = json.dumps({"why": "no longer in the plan"})
     changes = []
@@ -213,6 +235,7 @@ async def withdraw(driver: Driver, ids: list[str]) -> None:
         else:
             changes.append(Change(x, "cancelled", reason="cancelled", ended_at=now, record=record))
     await driver.note(changes)
+    await driver.ask_journal(lambda journal: journal.discount(ids))
 
 
 def _keeps_verdicts(choice: str | None, row: OrchestrationRow, prepared: Prepared) -> bool:

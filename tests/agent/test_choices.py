@@ -72,3 +72,19 @@ def test_a_numa_node_binds_to_all_of_its_cores(node: Node) -> None:
     end = node.client().run("python3 -c 'import os; print(sorted(os.sched_getaffinity(0)))'", numa=0)
     assert end["out"].strip() == str(facts.numa_nodes()[0])
     assert "cpus:affinity" in end["means"]
+
+
+def test_room_that_one_client_cut_is_whole_again_for_one_who_says_nothing(four: Node) -> None:
+    whole = four.client().attached["room"]["cpus"]
+    cut = four.client("cut", cpus=whole + 3)
+    assert cut.attached["room"]["cpus"] == whole + 3
+    cut.sh("busy", "until [ -e go ]; do sleep 0.02; done")
+    assert cut.event("started", "busy")
+    # Not while something runs that it was cut for.
+    assert four.client().attached["room"]["cpus"] == whole + 3
+    (four.home / "go").touch()
+    cut.ended("busy")
+    last = four.client()
+    assert last.attached["room"]["cpus"] == whole
+    # Nor does the next keeper know of the cut.
+    assert four.replace_keeper(last)["room"]["cpus"] == whole

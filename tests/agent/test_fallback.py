@@ -358,6 +358,16 @@ async def test_many_that_come_first_at_once_meet_one_keeper_and_one_name(node: N
     await node.shell.close()
 
 
+async def test_room_that_one_client_cut_is_whole_again_for_one_who_says_nothing(node: Node) -> None:
+    seen = []
+    for capacity in ({}, {"cpus": 99}, {}):
+        link = await node.link()
+        seen.append((await Client(link).attach(**capacity)).attached["room"]["cpus"])
+        await link.close()
+    assert seen == [seen[0], 99, seen[0]]
+    await node.shell.close()
+
+
 async def test_a_program_that_came_in_half_is_not_kept(node: Node) -> None:
     pipe = await node.shell.open(session_command("marker"))
     while b"need" not in await pipe.read(1 << 16):

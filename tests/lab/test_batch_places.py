@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,3 +55,35 @@ def test_a_torn_link_neither_ends_nor_repeats_a_post_command(three: tuple[Lab, P
     assert batch.returncode == 0, told.decode()
     assert (person.root / "began").read_text() == "x\n"
     assert [path.read_text() for path in person.folder.glob("batch/*/post.out")] == ["made\n"]
+
+
+def test_a_host_that_is_excluded_on_resume_gets_nothing_new_and_what_runs_there_counts(
+    three: tuple[Lab, Person],
+) -> None:
+    _lab, person = three
+    person.write("waits.sh", "until [ -e $HOME/go ]; do sleep 0.05; done; hostname\n")
+    words = ("waits.sh", "--slots", "2", "-x", "9", "--json")
+    with person.start("batch", "h1,h2", *words) as first:
+        hosts = [_lab.host(name) for name in ("h1", "h2")]
+        wait_until(
+            "all slots are taken", lambda: all(len(each.pids_matching("waits.sh")) == 2 for each in hosts)
+        )
+        first.kill()
+        first.communicate()
+    with person.start("batch", "h2,h3", "--resume", "-V", *words) as second:
+        assert second.stderr is not None
+        linked: set[bytes] = set()
+        while len(linked) < 3:
+            line = second.stderr.readline()
+            assert line
+            linked.update(re.findall(rb"connected to (h[123])", line))
+        for name in ("h1", "h2", "h3"):
+            (_lab.host(name).home / "go").touch()
+        out, told = second.communicate(timeout=60)
+    assert second.returncode == 0, told.decode()
+    rows = person.run("results", "last", "--format", "jsonl").stdout.splitlines()
+    nodes = [json.loads(row)["node"] for row in rows]
+    assert len(nodes) == 9
+    assert nodes.count("h1") == 2
+    assert "h3" in nodes
+    assert {json.loads(line)["state"] for line in out.splitlines()} == {"succeeded"}

@@ -312,6 +312,8 @@ on_ack() {
 
 # on_attach SESSION OWNER ACKNOWLEDGED CPUS MEMORY
 on_attach() {
+    # Who says nothing has what there is, unless others cut it for what they run.
+    [ -n "$queue$running$holds" ] || all_cpus=$(count_cpus) all_memory=$(count_memory)
     [ "$4" = - ] || all_cpus=$4
     [ "$5" = - ] || all_memory=$5
     clock

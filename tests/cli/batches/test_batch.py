@@ -82,6 +82,30 @@ def test_lines_that_were_added_run_and_lines_that_moved_do_not(person: Person) -
     assert sorted((person.root / "ran").read_text().split()) == ["a", "b", "c", "new"]
 
 
+def test_lines_that_were_removed_before_they_ran_count_no_more(person: Person) -> None:
+    person.write(
+        "run.sh", f'echo "$1" >> {person.root}/ran; while [ ! -e {person.root}/go ]; do sleep 0.05; done\n'
+    )
+    with person.start("batch", "local", "run.sh", "--slots", "1", "--", "{a;b;c;d}") as first:
+        until = time.monotonic() + 30
+        while not count_lines(person.root / "ran"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        first.kill()
+        first.communicate()
+    (person.root / "go").touch()
+    done = person.run("batch", "local", "run.sh", "--slots", "1", "--resume", "--", "{a;d}")
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"cancelled" not in done.stderr
+    # What was on the node already may have run.
+    ran = (person.root / "ran").read_text().split()
+    assert {"a", "d"} <= set(ran)
+    [line] = person.run("ps", "--batches", "--json").stdout.splitlines()
+    found = json.loads(line)
+    assert (found["state"], list(found["counts"])) == ("succeeded", ["succeeded"])
+    assert found["executions"] <= len(ran) < 4
+
+
 def test_what_failed_runs_again_when_it_is_asked_for(person: Person) -> None:
     person.write("run.sh", f'echo "$1" >> {person.root}/ran; [ -e {person.root}/mended ] || exit "$1"\n')
     command = ("batch", "local", "run.sh", "--", "{0;4}")
@@ -102,6 +126,59 @@ def test_when_the_code_has_changed_it_asks_which_is_meant(person: Person) -> Non
     kept = person.run("batch", "local", "run.sh", "--resume", "--code-changed", "keep", "--", "{0;1;2}")
     assert kept.returncode == 1, kept.stderr.decode()
     assert sorted((person.root / "ran").read_text().splitlines()) == ["new 2", "old 0", "old 1"]
+
+
+def test_when_all_is_run_again_with_other_code_old_verdicts_count_no_more(person: Person) -> None:
+    person.write("run.sh", f'echo "old $1" >> {person.root}/ran; exit "$1"\n')
+    assert person.run("batch", "local", "run.sh", "--", "{0;1}").returncode == 1
+    for code in ("new", "newer"):
+        person.write("run.sh", f'echo "{code} $1" >> {person.root}/ran\n')
+        again = ("batch", "local", "run.sh", "--resume", "--code-changed", "rerun", "--", "{0;1}")
+        assert person.run(*again).returncode == 0
+        [line] = person.run("ps", "--batches", "--json").stdout.splitlines()
+        assert json.loads(line)["counts"] == {"succeeded": 2}
+    rows = person.run("results", "last", "--format", "jsonl").stdout.splitlines()
+    assert len(rows) == 2
+    # Back to the first code, what it did before was given up.
+    person.write("run.sh", f'echo "old $1" >> {person.root}/ran; exit "$1"\n')
+    assert person.run(*again).returncode == 1
+    ran = (person.root / "ran").read_text().splitlines()
+    assert sorted(ran) == sorted([f"{code} {n}" for code in ("old", "new", "newer", "old") for n in (0, 1)])
+
+
+def test_what_runs_with_code_that_was_given_up_is_ended(person: Person) -> None:
+    person.write("run.sh", f"echo old >> {person.root}/ran; exec sleep 600\n")
+    with person.start("batch", "local", "run.sh", "-x", "1") as first:
+        until = time.monotonic() + 30
+        while not count_lines(person.root / "ran"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        first.kill()
+        first.communicate()
+    person.write("run.sh", f"echo new >> {person.root}/ran\n")
+    again = person.run("batch", "local", "run.sh", "-x", "1", "--resume", "--code-changed", "rerun")
+    assert again.returncode == 0, again.stderr.decode()
+    [line] = person.run("ps", "--batches", "--json").stdout.splitlines()
+    assert json.loads(line)["counts"] == {"succeeded": 1}
+    assert (person.root / "ran").read_text() == "old\nnew\n"
+
+
+def test_other_slots_hold_from_the_next_resume_on(person: Person) -> None:
+    script = (
+        "n=$(mktemp -d {root}/now.XXXX); ls -d {root}/now.* | wc -l >> {root}/most; sleep 0.3; rmdir $n\n"
+    )
+    person.write("run.sh", script.format(root=person.root))
+    command = ("batch", "local", "run.sh", "--max-failures", "1", "-x", "6", "--slots")
+    with person.start(*command, "1") as first:
+        until = time.monotonic() + 30
+        while not count_lines(person.root / "most"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        first.kill()
+        first.communicate()
+    again = person.run(*command, "3", "--resume")
+    assert again.returncode == 0, again.stderr.decode()
+    assert max(map(int, (person.root / "most").read_text().split())) == 3
 
 
 def test_killed_half_way_only_the_rest_runs_and_what_ran_meanwhile_counts(person: Person) -> None:
