@@ -10,7 +10,10 @@ COMMANDS = {
     "batch": ("runaway.commands.batch", "Run a script many times, wherever a slot is free."),
     "ps": ("runaway.commands.ps", "List running and recent executions and batches."),
     "show": ("runaway.commands.show", "Show everything that is known of an execution or a batch."),
-    "logs": ("runaway.commands.logs", "Print what an execution has written, or a batch in the background said."),
+    "logs": (
+        "runaway.commands.logs",
+        "Print what an execution has written, or a batch in the background said.",
+    ),
     "results": ("runaway.commands.results", "Write a table of a batch: parameters, ends, times, metrics."),
     "attach": ("runaway.commands.attach", "Follow an execution or a batch to its end, whoever started it."),
     "wait": ("runaway.commands.wait", "Wait until executions or batches have ended."),
