@@ -95,6 +95,8 @@ class Submitted(Event, frozen=True):
     lease: str = ""
     #: Is a slot request: nothing to run, room to hold.
     is_slot: bool = False
+    #: Runs on so many nodes at once, with this room on each.
+    node_count: int = 1
 
 
 class SlotAbandoned(Event, frozen=True):

@@ -19,8 +19,22 @@ def explain(machine: Orchestration, x: str) -> list[str]:
         return []
     if item.state == "WAITING":
         return _waiting(machine, item)
+    if item.gang is not None:
+        return [
+            f"rank {member.rank}: {line}"
+            for member, name in zip(item.gang.members, item.gang.names, strict=True)
+            for line in _on_node(machine, member, name)
+        ]
+    assert item.node is not None
+    return _on_node(machine, item, item.node.name)
+
+
+def _on_node(machine: Orchestration, item: Item, name: str) -> list[str]:
+    if item.gang is not None and item.state == "COLLECTING" and not item.gang.is_over:
+        return [f"it ended on {name}; the others are waited for"]
     node = item.node
-    assert node is not None
+    if node is None:
+        return [f"it ended on {name}"]
     lines = {
         "STAGING": [f"its files are being sent to {node.name}"],
         "PLACED": [_placed(item, node)],
@@ -69,10 +83,12 @@ def _waiting(machine: Orchestration, item: Item) -> list[str]:
             lines.append(f"{node.name}: {len(node.ahead)} of ours are in its queue already")
         elif (
             machine._reserved is not None
-            and machine._reserved[1] is node
+            and node.number in machine._reserved[1]
             and machine._reserved[0] is not item
         ):
             lines.append(f"{node.name}: kept for {machine._reserved[0].x}, which is before it")
+    if item.node_count > 1:
+        lines.append(f"it takes {item.node_count} nodes at once")
     return lines or ["it is about to be placed"]
 
 

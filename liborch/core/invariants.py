@@ -10,7 +10,7 @@ from liborch.errors import InvariantError
 
 if TYPE_CHECKING:
     from liborch.core.machine import Orchestration
-    from liborch.core.things import Node
+    from liborch.core.things import Gang, Item, Node
 
 _HERE = frozenset({"STAGING", "PLACED", "RUNNING", "PAUSED", "COLLECTING"})
 
@@ -33,18 +33,27 @@ def check(machine: Orchestration) -> None:
             raise InvariantError(f"room is reserved for {head!r}")
         if head.group is None or head.group.head() is not head:
             raise InvariantError(f"room is reserved for {head!r}, who is not the next of its group")
-        if kept.link != "OPEN" or kept.state != "USABLE":
-            raise InvariantError(f"{kept!r} is reserved and out of reach")
+        if len(kept) != head.node_count:
+            raise InvariantError(
+                f"{len(kept)} nodes are reserved for {head!r}, which asks for {head.node_count}"
+            )
+        for node in kept.values():
+            if node.link != "OPEN" or node.state != "USABLE":
+                raise InvariantError(f"{node!r} is reserved and out of reach")
 
 
 def _check_items(machine: Orchestration) -> None:
     live: dict[str, int] = dict.fromkeys(machine.counts, 0)
     for x, item in machine.items.items():
         state, node = item.state, item.node
-        live[state] += 1
+        live[state] += not item.rank
         if item.x != x or state in FINAL:
             raise InvariantError(f"{item!r} is filed under {x}, or final and still kept")
-        if (state in _HERE) != (node is not None) or (state == "WAITING") != (item.group is not None):
+        # A rank that ended may have left its node while others still run.
+        is_left = node is None and state == "COLLECTING" and item.gang is not None
+        if (state in _HERE) != (node is not None or is_left) or (state == "WAITING") != (
+            item.group is not None
+        ):
             raise InvariantError(f"{item!r}: state, node {node!r} and place in the queue disagree")
         if node is None and item.has_room:
             raise InvariantError(f"{item!r} has room nowhere")
@@ -52,9 +61,27 @@ def _check_items(machine: Orchestration) -> None:
             raise InvariantError(f"{item!r} is not known to {node!r}")
         if (state == "COLLECTING") != (item.ended is not None):
             raise InvariantError(f"{item!r}: verdict {item.ended} and state disagree")
+        if item.gang is not None:
+            _check_rank(machine, item, item.gang)
+        elif item.rank or (item.node_count > 1 and node is not None):
+            raise InvariantError(f"{item!r} is without its gang")
     for state, count in machine.counts.items():
         if state not in FINAL and live[state] != count:
             raise InvariantError(f"{live[state]} are {state}, counted {count}")
+
+
+def _check_rank(machine: Orchestration, item: Item, gang: Gang) -> None:
+    if gang.members[item.rank] is not item or len(gang.members) != item.node_count:
+        raise InvariantError(f"{item!r} is not of its gang")
+    if any(machine.items.get(member.x) is not member for member in gang.members):
+        raise InvariantError(f"{item!r}: not all of its gang are here")
+    running = sum(1 for member in gang.members if member.state != "COLLECTING")
+    if running != gang.running or gang.is_over != (not running) or (gang.is_over and not gang.awaited):
+        raise InvariantError(
+            f"{item!r}: {running} of its gang run, counted {gang.running}; awaited: {gang.awaited}"
+        )
+    if len({member.attempt for member in gang.members}) != 1:
+        raise InvariantError(f"{item!r}: its gang is of several attempts")
 
 
 def _check_queue(machine: Orchestration) -> None:

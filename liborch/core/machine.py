@@ -161,7 +161,12 @@ class Orchestration(Reach):
 
     def _wish_end(self, x: str) -> None:
         item = self.items.get(x)
-        if item is None or item.cancelling or item.state == "COLLECTING":
+        if item is None:
+            return
+        if item.gang is not None:
+            self._end_gang(item.gang)
+            return
+        if item.cancelling or item.state == "COLLECTING":
             return
         for tenant in list(self._tenants.get(x, ())):
             self._wish_end(tenant)
@@ -191,9 +196,10 @@ class Orchestration(Reach):
         item = self.items.get(x)
         if item is None or item.is_slot or item.pausing == pausing:
             return
-        item.pausing = pausing
-        if item.state in ("RUNNING", "PAUSED"):
-            self._say_pause(item)
+        for each in item.gang.members if item.gang is not None else (item,):
+            each.pausing = pausing
+            if each.state in ("RUNNING", "PAUSED"):
+                self._say_pause(each)
 
     def _say_pause(self, item: Item) -> None:
         node = item.node
@@ -216,7 +222,7 @@ class Orchestration(Reach):
         if item is None or item.state != "STAGING" or item.node is None or item.node.name != event.node:
             return
         self._move(item, "staged")
-        if self.draining and not item.lease:
+        if self.draining and not item.lease and (item.gang is None or not item.gang.is_said):
             self._out.append(act.Unstage(item.x, item.node.name))
             self._back_to_queue(item, "recalled")
         elif item.node.link == "OPEN":
@@ -227,6 +233,9 @@ class Orchestration(Reach):
         if item is None or item.state != "STAGING" or item.node is None:
             return
         if event.node and event.node != item.node.name:
+            return
+        if item.gang is not None:
+            self._rank_over(item, "staging", None, event.why)
             return
         self._leave_node(item)
         self._move(item, "stage_failed")
@@ -258,6 +267,10 @@ class Orchestration(Reach):
         node = item.node
         assert node is not None
         self._count_end(node)
+        if item.gang is not None:
+            has_results = (item.collected or event.left) and event.reason not in ("lost", "node")
+            self._rank_over(item, event.reason, event.code, "", has_results=has_results)
+            return
         if (
             (item.collected or event.left)
             and not item.is_slot
@@ -277,6 +290,9 @@ class Orchestration(Reach):
         item = self.items.get(event.x)
         if item is None or item.state != "COLLECTING" or item.ended is None:
             return
+        if item.gang is not None:
+            self._rank_home(item, event.why)
+            return
         reason, code = item.ended
         self._leave_node(item)
         self._conclude(item, reason, code, event.why)
@@ -292,6 +308,9 @@ class Orchestration(Reach):
     def _refused(self, event: ev.Refused) -> None:
         item = self._current(event.x, event.attempt)
         if item is None or item.state != "PLACED":
+            return
+        if item.gang is not None:
+            self._rank_over(item, "refused", None, event.why)
             return
         self._leave_node(item)
         self._move(item, "refused")
@@ -336,8 +355,9 @@ class Orchestration(Reach):
 
     def _back_to_queue(self, item: Item, edge: str) -> None:
         """The item leaves its node without having run."""
-        node = item.node
-        assert node is not None
+        if item.gang is not None:
+            self._rank_over(item, "lost", None, "", is_free=True)
+            return
         self._leave_node(item)
         self._move(item, edge)
         item.recalling = False

@@ -1,7 +1,7 @@
 """Which item goes to which node, and what is handed ahead: the part of the machine that knows room.
 
 Items wait in groups (`queue.py`); the first one that fits a node (`room.py`: best fit) is placed there. The first
-of all that fits nowhere reserves the node that will have room for it soonest; others may pass it everywhere else, and
+of all that fits nowhere reserves the node (or nodes) that will have room for it soonest; others may pass it everywhere else, and
 there only if their walltime says they are gone in time: it is never delayed by who passes. When nothing is free, orders
 are handed over ahead, a few per node, so that a slot refills without a round trip; they are recalled when
 another node runs dry.
@@ -11,9 +11,11 @@ States are left to `machine.py`, which tells what "put on a node" and "conclude"
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import random
+from collections.abc import Mapping
 from typing import Final
 
 from liborch.core import actions as act
@@ -24,6 +26,7 @@ from liborch.core.tables import EXECUTION_TRANSITIONS
 from liborch.core.things import Item, Node
 
 _FOREVER: Final = math.inf
+_NONE: Final[Mapping[int, Node]] = {}
 #: Nodes compared for a reservation.
 _LOOKED_AT: Final = 256
 
@@ -41,8 +44,8 @@ class Placement:
         self._by_number: list[Node] = []
         self._index = Index()
         self._order = 0
-        #: (item, node) kept for the first in the queue that fits nowhere.
-        self._reserved: tuple[Item, Node] | None = None
+        #: The first in the queue that fits nowhere, and {number: node} of what is kept for it.
+        self._reserved: tuple[Item, dict[int, Node]] | None = None
         #: What no node in reach has room for even when empty: nothing can be kept for it.
         self._hopeless: set[Shape] = set()
         #: Nodes that may take more orders ahead, and nodes that hold some.
@@ -68,6 +71,10 @@ class Placement:
         """An item is over."""
         raise NotImplementedError
 
+    def _place_gang(self, lead: Item) -> bool:
+        """Put an item on several nodes at once; whether there was room."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ room
 
     def _refresh(self, node: Node) -> None:
@@ -77,7 +84,7 @@ class Placement:
             self._index.put(node.number, node.free_cpus, node.free_memory, node.free_gpus)
             return
         self._index.remove(node.number)
-        if self._reserved is not None and self._reserved[1] is node:
+        if self._reserved is not None and node.number in self._reserved[1]:
             self._unreserve()
 
     def _leave_node(self, item: Item) -> None:
@@ -158,7 +165,12 @@ class Placement:
                 break
             item = group.head()
             assert item is not None
-            node = self._choose(item)
+            node = None
+            if item.node_count > 1:
+                if self._place_gang(item):
+                    continue
+            else:
+                node = self._choose(item)
             if node is None:
                 if self._reserved is None and item.shape not in self._hopeless:
                     self._reserve(item)
@@ -173,9 +185,13 @@ class Placement:
         if queue.waiting and self._hungry:
             self._hand_ahead()
 
-    def _choose(self, item: Item) -> Node | None:
+    def _kept_from(self, item: Item) -> Mapping[int, Node]:
+        """Nodes kept for somebody else. What is kept is usable: see `_refresh`."""
         reserved = self._reserved
-        keep = reserved[1].number if reserved is not None and reserved[0] is not item else -1
+        return reserved[1] if reserved is not None and reserved[0] is not item else _NONE
+
+    def _choose(self, item: Item) -> Node | None:
+        kept = self._kept_from(item)
         if item.nodes:
             for name in item.nodes:
                 node = self.nodes.get(name)
@@ -184,23 +200,23 @@ class Placement:
                     and node.is_usable
                     and not node.ahead
                     and node.fits(item)
-                    and (node.number != keep or self._may_pass(item))
+                    and (node.number not in kept or self._may_pass(item))
                 ):
                     return node
             return None
-        number = self._index.best(item.cpus, item.memory_bytes, item.gpus, keep)
+        number = self._index.best(item.cpus, item.memory_bytes, item.gpus, kept)
         if number >= 0:
             return self._by_number[number]
-        # What is reserved is usable: see `_refresh`.
-        kept = self._by_number[keep]
-        return kept if keep >= 0 and not kept.ahead and kept.fits(item) and self._may_pass(item) else None
+        if kept and self._may_pass(item):
+            return next((node for node in kept.values() if not node.ahead and node.fits(item)), None)
+        return None
 
     def _may_pass(self, item: Item) -> bool:
-        """Whether an item may use the reserved node: it will be gone when the reservation begins."""
+        """Whether an item may use a reserved node: it will be gone when the reservation begins."""
         if item.walltime_s is None or self._reserved is None:
             return False
-        head, node = self._reserved
-        return self._now + item.walltime_s <= self._free_at(node, head)
+        head, nodes = self._reserved
+        return self._now + item.walltime_s <= max(self._free_at(node, head) for node in nodes.values())
 
     def _free_at(self, node: Node, item: Item) -> float:
         """When a node will have room for an item, by the walltimes of what runs; infinite when one has none."""
@@ -226,21 +242,21 @@ class Placement:
         return self._now if not ends else _FOREVER
 
     def _reserve(self, item: Item) -> None:
-        """Keep the node for it that has room soonest, of a good number that could have it: a decision stays cheap."""
+        """Keep the nodes for it that have room soonest, of a good number that could have it: a decision stays cheap."""
         suited = (
             node
             for node in self._by_number
             if node.is_usable and node.could_ever(item) and (not item.nodes or node.name in item.nodes)
         )
-        soonest = min(
-            itertools.islice(suited, _LOOKED_AT),
+        soonest = heapq.nsmallest(
+            item.node_count,
+            itertools.islice(suited, max(_LOOKED_AT, 2 * item.node_count)),
             key=lambda node: (self._free_at(node, item), -node.free_cpus, node.number),
-            default=None,
         )
-        if soonest is None:
+        if len(soonest) < item.node_count:
             self._hopeless.add(item.shape)
         else:
-            self._reserved = (item, soonest)
+            self._reserved = (item, {node.number: node for node in soonest})
 
     def _unreserve(self) -> None:
         self._reserved = None
@@ -256,14 +272,14 @@ class Placement:
         """Nothing more fits: give nodes that have few orders ahead the next ones, evenly."""
         # A fresh dict: one that was large once is slow to look through, however little is left in it.
         hungry, self._hungry = list(self._hungry.values()), {}
-        reserved = self._reserved[1] if self._reserved is not None else None
+        reserved = self._reserved[1] if self._reserved is not None else _NONE
         # Who was given something comes last the next time.
         again: list[Node] = []
         for number, node in enumerate(hungry):
             if not self.queue.waiting:
                 again[:0] = hungry[number:]
                 break
-            if node is reserved:
+            if node.number in reserved:
                 again.append(node)
                 continue
             if not node.is_usable:
@@ -307,7 +323,7 @@ class Placement:
     @staticmethod
     def _may_go_ahead(group: Group, node: Node, reserved: Item | None) -> bool:
         item = group.head(reserved)
-        if item is None:
+        if item is None or item.node_count > 1:
             return False
         return node.could_ever(item) and (not item.nodes or node.name in item.nodes)
 
@@ -354,22 +370,31 @@ class Placement:
                     self._conclude(item, "refused", None, why)
 
     def _is_possible(self, item: Item) -> bool:
-        """Whether some node could ever run it, or is not known yet."""
+        """Whether some node (or as many as it takes) could ever run it, or is not known yet."""
         found = self._possible.get(item.shape)
         if found is None:
-            found = self._possible[item.shape] = not self.nodes or any(
-                node.state == "UNKNOWN" or node.could_ever(item)
+            suited = (
+                node
                 for node in self._by_number
                 if node.state != "LOST"
                 and node.link != "REFUSED"
                 and (not item.nodes or node.name in item.nodes)
+                and (node.state == "UNKNOWN" or node.could_ever(item))
             )
+            enough = sum(1 for _node in itertools.islice(suited, item.node_count)) == item.node_count
+            found = self._possible[item.shape] = not self.nodes or enough
         return found
 
     def _why_impossible(self, item: Item) -> str:
         usable = [node for node in self._by_number if node.state == "USABLE" and node.link != "REFUSED"]
         if item.nodes:
             usable = [node for node in usable if node.name in item.nodes]
+        suited = [node.name for node in usable if node.could_ever(item)]
+        if item.node_count > 1 and suited:
+            return (
+                f"asks for {item.node_count} nodes at once with {describe_room(item.cpus, item.memory_bytes, item.gpus)} each; "
+                f"there {'is' if len(suited) == 1 else 'are'} {len(suited)}: {', '.join(suited[:10])}"
+            )
         if usable:
             largest = max(usable, key=lambda node: (node.cpus, node.memory_bytes, node.gpus))
             return (

@@ -53,8 +53,8 @@ class Group:
         return items[1] if len(items) > 1 else None
 
 
-#: (cpus, memory bytes, gpus, walltime or None, allowed nodes)
-Shape = tuple[int, int, int, float | None, tuple[str, ...]]
+#: (cpus, memory bytes, gpus, walltime or None, allowed nodes, how many of them at once)
+Shape = tuple[int, int, int, float | None, tuple[str, ...], int]
 #: (priority, batch, shape, is a slot request)
 GroupKey = tuple[int, str, Shape, bool]
 

@@ -13,7 +13,7 @@ import random
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.core.placement import Placement
+from liborch.core.gangs import Gangs
 from liborch.core.policy import Policy
 from liborch.core.tables import AT_NODE, EXECUTION_TRANSITIONS, LINK_TRANSITIONS, NODE_TRANSITIONS
 from liborch.core.things import Item, Node
@@ -21,7 +21,7 @@ from liborch.errors import IllegalTransition
 from liborch.quantities import format_duration
 
 
-class Reach(Placement):
+class Reach(Gangs):
     """See the module's text. Base of `Orchestration`, which has the door."""
 
     def __init__(self, policy: Policy | None, rng: random.Random | None) -> None:
@@ -32,10 +32,6 @@ class Reach(Placement):
         self.draining = False
 
     # ------------------------------------------------------------------ what the machine does
-
-    def _back_to_queue(self, item: Item, edge: str) -> None:
-        """An item leaves its node without having run."""
-        raise NotImplementedError
 
     def _say_pause(self, item: Item) -> None:
         """Tell the node whether it is to be paused."""
@@ -49,8 +45,10 @@ class Reach(Placement):
         if new is None:
             raise IllegalTransition("execution", item.x, old, edge, self._tell(item.story))
         item.state = new
-        self.counts[old] -= 1
-        self.counts[new] += 1
+        if not item.rank:
+            # The others of its gang are the same execution.
+            self.counts[old] -= 1
+            self.counts[new] += 1
         if item.story is None:
             item.story = []
         item.story.append((self._now, edge, new))
@@ -128,7 +126,11 @@ class Reach(Placement):
                 self._reconcile(item, node, holding.pop((item.x, item.attempt), None))
             elif item.state == "STAGING" and not was_open:
                 self._out.append(act.Stage(item.x, node.name))
-            elif item.state == "COLLECTING" and not was_open:
+            elif (
+                item.state == "COLLECTING"
+                and not was_open
+                and (item.gang is None or item.x in item.gang.awaited)
+            ):
                 self._out.append(act.Collect(item.x, node.name))
         for (x, attempt), _state in holding.items():
             # Ours once, final or elsewhere by now: it must not run for nothing.
@@ -142,8 +144,7 @@ class Reach(Placement):
         """The agent told what it has: bring our picture and its in line."""
         if held is None and item.state_id and (item.state_id != node.state_id or item.state != "PLACED"):
             # It ran there, or may have, and the node knows nothing of it: nobody can tell what it did.
-            self._leave_node(item)
-            self._conclude(item, "lost", None, "the node lost its records of it")
+            self._over(item, "lost", None, "the node lost its records of it")
             return
         if held in ("running", "held", "paused") and item.state == "PLACED":
             self._begin(item)
@@ -158,6 +159,10 @@ class Reach(Placement):
             return
         if held is None:
             self._hand(item, node)
+        is_alone = item.gang is None and not item.lease and not item.is_slot
+        if node.cpus == 0 and item.state == "PLACED" and is_alone:
+            # Nothing is to be started there any more.
+            item.recalling = True
         if item.recalling and held in (None, "queued", "hold"):
             self._out.append(act.Recall(item.x, item.attempt, node.name))
         if item.pausing != (item.state == "PAUSED"):
@@ -211,17 +216,15 @@ class Reach(Placement):
                 self._back_to_queue(item, "node_lost")
         self._nodes_changed()
 
-    @staticmethod
-    def _is_unsaid(item: Item) -> bool:
-        """Whether the agent was never told of it: then it can go elsewhere."""
-        return item.state == "STAGING" or (item.state == "PLACED" and not item.state_id)
-
     def _drain(self, _event: ev.Draining) -> None:
         """Ask back what nodes were told and have not started."""
         self.draining = True
         for node in self._by_number:
             for item in node.items.values():
                 if item.state != "PLACED" or item.recalling or item.cancelling or item.is_slot or item.lease:
+                    continue
+                if item.gang is not None:
+                    # It has room on all its nodes, and may run on some already.
                     continue
                 item.recalling = True
                 if node.link == "OPEN":
@@ -264,6 +267,9 @@ class Reach(Placement):
         for item in list(node.items.values()):
             if self._is_unsaid(item):
                 self._back_to_queue(item, "node_lost")
+                continue
+            if item.gang is not None:
+                self._lose_rank(item, why)
                 continue
             ended = item.ended
             self._leave_node(item)

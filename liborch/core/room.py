@@ -8,6 +8,7 @@ bounded by the size of a node, not by the number of nodes.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Container
 
 from liborch.quantities import format_size
 
@@ -59,8 +60,8 @@ class Index:
     def __bool__(self) -> bool:
         return bool(self._where)
 
-    def best(self, cpus: int, memory_bytes: int, gpus: int, skip: int = -1) -> int:
-        """Return the node that fits best, or -1. `skip` is a node kept for somebody else."""
+    def best(self, cpus: int, memory_bytes: int, gpus: int, skip: Container[int] = ()) -> int:
+        """Return the node that fits best, or -1. `skip`: nodes kept for somebody else."""
         levels = self._masks
         for spare_gpus in sorted(levels) if len(levels) > 1 else levels:
             if spare_gpus < gpus:
@@ -74,7 +75,7 @@ class Index:
                 # Also for no memory at all: a node that has come back smaller may have less than none.
                 at = bisect_left(level, (memory_bytes, -1))
                 while at < len(level):
-                    if level[at][1] != skip:
+                    if level[at][1] not in skip:
                         return level[at][1]
                     at += 1
                 mask >>= step + 1

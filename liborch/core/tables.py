@@ -7,7 +7,8 @@ Execution (also a slot request: an execution without a command, which ends when 
 * PLACED      the node's agent has the order in its queue, or is being told
 * RUNNING     the agent started it (for a slot request: the room is held)
 * PAUSED      its processes are stopped
-* COLLECTING  it ended; results are on the way back
+* COLLECTING  it ended; results are on the way back. One of several nodes' (a rank's): it ended there, and the others are waited
+              for before anything is brought; only then may it be lost or tried again
 * SUCCEEDED, FAILED, CANCELLED, LOST: final, never changed. Why is a field of the verdict.
 
 "Unreachable" is no state: what we cannot see has not failed. "Being cancelled" is none either: it is a wish, carried out when
@@ -44,6 +45,7 @@ EXECUTION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
         "stage_failed": "FAILED",
         "cancel": "CANCELLED",
         "node_lost": "WAITING",
+        "rank_over": "COLLECTING",
     },
     "PLACED": {
         "started": "RUNNING",
@@ -57,6 +59,7 @@ EXECUTION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
         "recalled": "WAITING",
         "refused": "FAILED",
         "node_lost": "WAITING",
+        "rank_over": "COLLECTING",
     },
     "RUNNING": {
         "pause": "PAUSED",
@@ -66,6 +69,7 @@ EXECUTION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
         "cancelled": "CANCELLED",
         "lose": "LOST",
         "retry": "WAITING",
+        "rank_over": "COLLECTING",
     },
     "PAUSED": {
         "resume": "RUNNING",
@@ -75,11 +79,14 @@ EXECUTION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
         "cancelled": "CANCELLED",
         "lose": "LOST",
         "retry": "WAITING",
+        "rank_over": "COLLECTING",
     },
     "COLLECTING": {
         "succeed": "SUCCEEDED",
         "fail": "FAILED",
         "cancelled": "CANCELLED",
+        "lose": "LOST",
+        "retry": "WAITING",
     },
     "SUCCEEDED": {},
     "FAILED": {},

@@ -1,8 +1,10 @@
-"""What the machine keeps of an execution and of a node. Fields only; `machine.py` moves them."""
+"""What the machine keeps of an execution, of a gang and of a node. Fields only; `machine.py` moves them."""
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from liborch.core import events as ev
 from liborch.core.queue import Group, Shape, Share
@@ -18,6 +20,7 @@ class Item:
         "collected",
         "cpus",
         "ended",
+        "gang",
         "gpus",
         "group",
         "has_room",
@@ -29,6 +32,7 @@ class Item:
         "order",
         "pausing",
         "priority",
+        "rank",
         "recalling",
         "retries",
         "retry_on",
@@ -64,7 +68,17 @@ class Item:
         self.node: Node | None = None
         self.group: Group | None = None
         self.share: Share | None = None
-        self.shape: Shape = (event.cpus, event.memory_bytes, event.gpus, event.walltime_s, event.nodes)
+        self.shape: Shape = (
+            event.cpus,
+            event.memory_bytes,
+            event.gpus,
+            event.walltime_s,
+            event.nodes,
+            event.node_count,
+        )
+        #: What it runs in, while it is on nodes and there are several; and which of them it is.
+        self.gang: Gang | None = None
+        self.rank = 0
         #: Takes part of the node's room (an order handed ahead does not yet).
         self.has_room = False
         self.cancelling = False
@@ -81,6 +95,62 @@ class Item:
     def __repr__(self) -> str:
         where = f" on {self.node.name}" if self.node is not None else ""
         return f"<{'slot request' if self.is_slot else 'execution'} {self.x} attempt {self.attempt}: {self.state}{where}>"
+
+    @property
+    def node_count(self) -> int:
+        """On how many nodes it runs at once."""
+        return self.shape[5]
+
+
+class Gang:
+    """An execution that is on several nodes at once: an item for each, of which the first is the execution itself.
+
+    The others have ids of their own for the agents (`ID-r1`), and no place in the queue.
+    """
+
+    __slots__ = (
+        "awaited",
+        "goes_back",
+        "is_cancelled",
+        "is_over",
+        "members",
+        "names",
+        "running",
+        "verdict",
+        "why",
+    )
+
+    def __init__(self, lead: Item, nodes: Sequence[Node]) -> None:
+        self.members = [lead]
+        lead.gang = self
+        for rank in range(1, len(nodes)):
+            member = copy.copy(lead)
+            member.x = f"{lead.x}-r{rank}"
+            member.rank = rank
+            member.group = None
+            member.story = None
+            self.members.append(member)
+        #: Of its nodes, by rank; also when some are left already.
+        self.names = tuple(node.name for node in nodes)
+        #: How many have not ended.
+        self.running = len(nodes)
+        #: Of the first that did not succeed: (reason, code, why).
+        self.verdict: tuple[str, int | None, str] | None = None
+        #: A node could not be told of it, which is nobody's failure: it is tried elsewhere.
+        self.goes_back = False
+        #: A person wants its end.
+        self.is_cancelled = False
+        #: All have ended.
+        self.is_over = False
+        #: Ids of those whose results are on the way.
+        self.awaited: set[str] = set()
+        #: Why results are not here.
+        self.why = ""
+
+    @property
+    def is_said(self) -> bool:
+        """Whether an agent was told of it."""
+        return any(member.state_id for member in self.members)
 
 
 class Node:

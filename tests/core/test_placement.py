@@ -303,6 +303,6 @@ def test_the_index_finds_what_looking_at_every_node_finds(
         for number, room in free.items()
         if room[0] >= cpus and room[1] >= memory and room[2] >= gpus and number != skip
     ]
-    assert index.best(cpus, memory, gpus, skip) == (min(fitting)[3] if fitting else -1)
+    assert index.best(cpus, memory, gpus, {skip}) == (min(fitting)[3] if fitting else -1)
     assert index.free_cpus() == sum(max(0, room[0]) for room in free.values())
     assert bool(index) == any(room[0] > 0 for room in free.values())
