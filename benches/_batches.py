@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 RUNAWAY = str(Path(sys.executable).with_name("runaway"))
 #: Seconds after which a batch is taken to hang.
@@ -30,13 +35,22 @@ def results_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_batch(environment: dict[str, str], folder: Path, *words: str) -> float:
-    """Type `runaway batch -S WORDS` in `folder`; return the seconds of the whole process.
+@dataclass(frozen=True)
+class Taken:
+    """What a batch cost: seconds of the whole process, and seconds of processor time in the client."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def run_batch(environment: dict[str, str], folder: Path, *words: str) -> Taken:
+    """Type `runaway batch -S WORDS` in `folder`, which must end with 0.
 
     Raises:
-        SystemExit: It did not end with 0.
+        SystemExit: It did not.
     """
     shutil.rmtree(folder / "batch", ignore_errors=True)
+    before = _cpu_of_children()
     began = time.perf_counter()
     done = subprocess.run(
         [RUNAWAY, "batch", "-S", *words],
@@ -50,7 +64,12 @@ def run_batch(environment: dict[str, str], folder: Path, *words: str) -> float:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"runaway batch {' '.join(words)}: {done.returncode}, {done.stderr[-500:]!r}")
-    return seconds
+    return Taken(seconds, _cpu_of_children() - before)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def check_results(folder: Path, count: int) -> None:
@@ -64,13 +83,44 @@ def check_results(folder: Path, count: int) -> None:
         raise SystemExit(f"{good} good results in {len(folders)} folders, {count} were wanted")
 
 
-def check_journal(environment: dict[str, str], count: int) -> None:
-    """All that was ever asked for is on record, succeeded."""
+def check_journal(environment: dict[str, str], count: int) -> list[Stay]:
+    """All that was ever asked for is on record, succeeded; returns when and where each ran.
+
+    Raises:
+        SystemExit: Something is missing, or did not go well.
+    """
     from liborch.journal import Journal
     from liborch.places import places
 
     with Journal.open(places(environment).journal, readonly=True) as journal:
-        rows = journal.executions()
-        bad = [row for row in rows if row.state != "succeeded" or row.exit_code != 0]
+        rows = list(journal.executions())
+    bad = [row for row in rows if row.state != "succeeded" or row.exit_code != 0]
     if len(rows) != count or bad:
         raise SystemExit(f"{len(rows)} executions are on record, {count} were asked for; not well: {bad[:3]}")
+    return [Stay.of(str(row.node), json.loads(row.record or "{}")) for row in rows]
+
+
+@dataclass(frozen=True)
+class Stay:
+    """One execution in its slot, by its node's own records; seconds since the epoch."""
+
+    node: str
+    slot: int
+    began: float
+    ended: float
+
+    @classmethod
+    def of(cls, node: str, record: dict[str, Any]) -> Stay:
+        """Read what an agent told of an end."""
+        return cls(node, record["slot"], record["start"], record["start"] + record["dur"])
+
+
+def gaps(stays: list[Stay]) -> list[float]:
+    """Seconds that slots were empty between one execution and the next, sorted."""
+    found = []
+    by_slot: dict[tuple[str, int], list[Stay]] = {}
+    for stay in sorted(stays, key=lambda stay: stay.began):
+        by_slot.setdefault((stay.node, stay.slot), []).append(stay)
+    for one in by_slot.values():
+        found += [then.began - first.ended for first, then in itertools.pairwise(one)]
+    return sorted(found)

@@ -39,15 +39,18 @@ ON_HOST = ("runaway", "xargs_ssh", "parallel_ssh")
 Contestant = Callable[[str, Sequence[str]], float]
 
 
-def contestants(rivals: _rivals.Rivals, environment: dict[str, str], folder: Path) -> dict[str, Contestant]:
-    """Everybody who takes part, by name."""
+def contestants(
+    rivals: _rivals.Rivals, environment: dict[str, str], folder: Path, cpu: dict[int, list[float]]
+) -> dict[str, Contestant]:
+    """Everybody who takes part, by name. `cpu`: gets {executions: processor seconds of our client each time}."""
 
     def runaway(program: str, lines: Sequence[str]) -> float:
         (folder / "lines").write_text("\n".join(lines) + "\n")
         words = ["--slots", str(_rivals.SLOTS), "-A", "lines", HOST, program]
-        seconds = _batches.run_batch(environment, folder, *words)
+        taken = _batches.run_batch(environment, folder, *words)
         _batches.check_results(folder, len(lines))
-        return seconds
+        cpu.setdefault(len(lines), []).append(taken.cpu_s)
+        return taken.wall_s
 
     return {
         "xargs": rivals.xargs,
@@ -73,7 +76,8 @@ def measure(lab: Any, environment: dict[str, str], folder: Path) -> None:
     """Prove, time and report everybody."""
     host = lab.host(HOST)
     rivals = _rivals.Rivals(lab.ssh_config, folder)
-    everybody = contestants(rivals, environment, folder)
+    cpu: dict[int, list[float]] = {}
+    everybody = contestants(rivals, environment, folder, cpu)
     skipped: dict[str, str] = {}
     taken: dict[str, list[float]] = {}
     try:
@@ -92,6 +96,16 @@ def measure(lab: Any, environment: dict[str, str], folder: Path) -> None:
         rivals.close()
     _batches.check_journal(environment, PROOF + ROUNDS * COUNTS["runaway"])
     report(taken, skipped)
+    # What starting and connecting cost is in both.
+    more = statistics.median(cpu[COUNTS["runaway"]]) - min(cpu[PROOF])
+    _lab.report(
+        "batch_cpu",
+        round(more / (COUNTS["runaway"] - PROOF) * 1000, 3),
+        "ms",
+        better="lower",
+        command=f"benches/batch.py: processor time of the client for each execution more than {PROOF}",
+        rounds_s=[round(each, 2) for each in cpu[COUNTS["runaway"]]],
+    )
 
 
 def report(taken: dict[str, list[float]], skipped: dict[str, str]) -> None:

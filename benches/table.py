@@ -50,6 +50,14 @@ EXPECTED = (
         "batch_xargs", "batch: noop executions, 4 slots", "ratio", "higher", 0.8, "x xargs -P4 -n1 true"
     ),
     Expected("batch_hyperqueue", "the same, beside HyperQueue", "ratio", "higher", 3, "x LocalCluster"),
+    Expected("batch_cpu", "client processor time per execution", "value", "lower", 0.4, "ms"),
+    Expected("batch_load", "10,000 x 0.1 s on 64 slots of 4 hosts", "ratio", "higher", 0.95, "x ideal"),
+    Expected("batch_gap", "empty slot between two, 100 ms away", "value", "lower", 5, "ms"),
+    Expected("batch_million_memory", "1,000,000 waiting: client", "value", "lower", 1024, "MiB"),
+    Expected("batch_million_first", "1,000,000: the first starts", "value", "lower", 30, "s"),
+    Expected("batch_million_ps", "1,000,000: ps answers", "value", "lower", 1, "s"),
+    Expected("batch_million_stop", "1,000,000: Ctrl-C answers", "value", "lower", 1, "s"),
+    Expected("batch_resume", "--resume of 100,000 with 1 missing", "value", "lower", 5, "s"),
     Expected("core_memory", "waiting execution, of 1,000,000", "value", "lower", 1024, "B"),
 )
 HEADINGS = ("measure", "target", "value", "ratio", "")
