@@ -18,6 +18,8 @@ INLINE_BYTES = 8 << 10
 KEPT_S = 30 * 86400
 #: A procedure's outcome (variables) larger than this is not read.
 MAX_OUTCOME_BYTES = 4 << 20
+#: With less room than this a disk counts as full: what one execution empties another one writes.
+LITTLE_BYTES = 256 << 10
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
@@ -72,6 +74,8 @@ class Captures:
         # As the kernel shows it in /proc/PID/fd.
         self.folder = os.path.realpath(folder)
         self.pairs = {}
+        #: When the disk was last seen full, on the monotonic clock.
+        self._full_at = float("-inf")
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -86,6 +90,7 @@ class Captures:
 
     def open(self, slot, key, own):
         """Return the Capture for an execution about to start. Raises OSError."""
+        self.look()
         if own:
             return Capture(self, key, None, self._pair(key))
         pair = self.pairs.pop(slot, None)
@@ -152,15 +157,28 @@ class Captures:
             except OSError:
                 continue
 
-    def trouble(self, fd):
-        """Why what was written to a capture file (a descriptor) may be cut, for people; "" when the disk is well."""
+    def look(self):
+        """Note whether the disk is full. Asked at every start and end, and now and then: a disk can be full for a moment."""
         try:
             info = os.statvfs(self.folder)
+        except OSError:
+            return
+        if info.f_bavail * info.f_frsize < LITTLE_BYTES or (info.f_files > 0 and info.f_favail == 0):
+            self._full_at = time.monotonic()
+
+    def trouble(self, fd, since):
+        """Why what was written to a capture file (a descriptor) may be cut, for people; "" when the disk was well.
+
+        since: when the execution was started, on the monotonic clock.
+        """
+        try:
             # A disk that gave up takes not even nothing.
+            os.statvfs(self.folder)
             os.write(fd, b"")
         except OSError as error:
             return "output may be cut: %s: %s" % (self.folder, os.strerror(error.errno))
-        if info.f_bavail == 0 or (info.f_files > 0 and info.f_favail == 0):
+        self.look()
+        if self._full_at >= since:
             return "the node's disk is full: %s" % self.folder
         return ""
 

@@ -23,6 +23,8 @@ ended_fields = starts.ended_fields
 UNKILLABLE_S = 60.0
 #: How often memory without a cgroup, and what resists KILL, are looked at.
 WATCH_S = 0.25
+#: How often it is looked whether the disk that output goes to is full, while something runs.
+DISK_S = 1.0
 #: How often processes are looked for, at most, to stop them all: some fork for as long as they are let.
 PAUSE_LOOKS = 100
 #: Grace given to processes that outlive the main one, before KILL.
@@ -41,6 +43,7 @@ class Ends:
         self._free_slot = free
         #: {pid: run} of the main processes that were not waited for yet.
         self.by_pid = {}
+        self._looks_at_disk = False
 
     def __repr__(self):
         return "<Ends: %d processes>" % len(self.by_pid)
@@ -51,12 +54,21 @@ class Ends:
         """Take charge of a process that was just started."""
         order = run.order
         self.by_pid[run.pid] = run
+        if not self._looks_at_disk:
+            self._looks_at_disk = True
+            self._timers.at(DISK_S, self._look_at_disk)
         if order.get("wall"):
             run.deadline = run.started + order["wall"]
             run.timers.append(self._timers.at(order["wall"], lambda: self._out_of_time(run)))
         if order.get("mem"):
             look = self._check_box if run.box is not None else self._watch_memory
             run.timers.append(self._timers.at(WATCH_S, lambda: look(run)))
+
+    def _look_at_disk(self):
+        self._captures.look()
+        self._looks_at_disk = bool(self.by_pid)
+        if self._looks_at_disk:
+            self._timers.at(DISK_S, self._look_at_disk)
 
     def not_started(self, run, verdict):
         """A failure to start is an end like any other."""
@@ -261,7 +273,11 @@ class Ends:
         if run.capture is not None:
             output = run.capture.collect()
             # The last also of one that did well: what it wrote may have been cut, and nobody else would say so.
-            notes = [fields["why"], output.pop("why", ""), self._captures.trouble(run.capture.out)]
+            notes = [
+                fields["why"],
+                output.pop("why", ""),
+                self._captures.trouble(run.capture.out, run.started),
+            ]
             fields.update(output)
             fields["why"] = "; ".join(note for note in notes if note)
         self._ledger.event(run.owner, "ended", run.x, run.a, fields)

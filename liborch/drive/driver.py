@@ -243,7 +243,7 @@ class Driver(Rounds):
     async def sweep(self) -> None:
         """Remove from the nodes what was sent to them and is not needed any more, and what lost attempts left. Best effort.
 
-        Nodes that are out of reach are waited for, for a while: this is the last time that anybody asks.
+        Nodes that are out of reach are waited for, for a while; those that did not come back are in `untidy` then.
         """
         if self.is_swept:
             return
@@ -254,8 +254,11 @@ class Driver(Rounds):
             return
         # What the last attempt wrote is fetched, or for people to look at.
         old = [(x, attempt) for x, attempts in repeated for attempt in range(1, attempts)]
+        targets = [each for each in self.targets.values() if each.name in self._strays.nodes]
+        targets = [each for each in targets if each.link is not None or not each.closed]
+        self.untidy = {target.name for target in targets}
         self.connect()
-        await asyncio.gather(*(self._sweep(target, old) for target in self.targets.values()))
+        await asyncio.gather(*(self._sweep(target, old) for target in targets))
 
     async def _sweep(self, target: Target, old: list[tuple[str, int]]) -> None:
         until = self._clock() + SWEEP_S
@@ -264,6 +267,7 @@ class Driver(Rounds):
                 async with asyncio.timeout_at(until):
                     await self._wait_link(target)
                 await self._sweep_node(target, old)
+                self.untidy.discard(target.name)
                 return
             except (OrchestraError, TimeoutError):
                 # A link that broke meanwhile is opened again; a node that refuses has nobody to tell.

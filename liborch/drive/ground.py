@@ -71,6 +71,8 @@ class Ground:
         self.end_all: Callable[[], None] | None = None
         #: The last client saw to its end, and nothing was submitted since.
         self.is_swept = False
+        #: Nodes that could not be tidied at the end.
+        self.untidy: set[str] = set()
         #: What made it impossible to go on.
         self.fatal: BaseException | None = None
         #: {execution: {node: its folder there}}

@@ -19,6 +19,8 @@ class Strays:
         self._sent: dict[str, tuple[str, ...]] = {}
         #: {execution that is over: nodes that may have a folder of it}
         self._left: dict[str, tuple[str, ...]] = {}
+        #: Nodes that were ever given anything.
+        self.nodes: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Strays: {len(self._left)} left, {len(self._sent)} under way>"
@@ -26,7 +28,10 @@ class Strays:
     def note(self, actions: Iterable[act.AnyAction]) -> None:
         """Take in what was decided."""
         for action in actions:
-            if isinstance(action, act.Stage):
+            if isinstance(action, act.Hand):
+                self.nodes.add(action.node)
+            elif isinstance(action, act.Stage):
+                self.nodes.add(action.node)
                 nodes = self._sent.get(action.x, ())
                 if action.node not in nodes:
                     self._sent[action.x] = (*nodes, action.node)

@@ -54,8 +54,9 @@ def attach_batch(
     """
     try:
         while True:
+            row = records.journal.orchestration(row.id) or row
             summary = summarise(records, row)
-            if summary.has_ended:
+            if summary.has_ended and (summary.is_driven or not _is_untidy(summary)):
                 return _tell_end(records, summary, messages, as_json=as_json)
             try:
                 return asyncio.run(_drive(records, row, summary, messages, as_json=as_json, follow=follow))
@@ -65,6 +66,11 @@ def attach_batch(
     except KeyboardInterrupt:
         messages.error(_describe_leaving(records, row))
         return 130
+
+
+def _is_untidy(summary: Summary) -> bool:
+    """Whether its client ended, or was killed, before all its nodes were tidied."""
+    return summary.row.state != "ended" and bool(summary.details.get("profiles"))
 
 
 def _describe_leaving(records: Records, row: OrchestrationRow) -> str:

@@ -253,6 +253,11 @@ class Batch:
             self._say_left()
         else:
             await driver.sweep()
+            if driver.untidy:
+                names = ", ".join(sorted(driver.untidy))
+                self._messages.error(
+                    f"what was sent to {names} is still there; once it can be reached: runaway attach {self.id[:8]}"
+                )
         if self._interrupted:
             return 130
         is_whole = progress.all_succeeded and not progress.failed_posts and not progress.unwritten
@@ -291,14 +296,14 @@ class Batch:
 
     def _hear(self, what: str, x: str, fields: dict[str, Any]) -> None:
         if what in ("unreachable", "lost"):
+            target = self._driver.targets.get(fields["node"]) if self._driver is not None else None
+            if target is not None and target.closed:
+                return
             if fields["node"] not in self._told_down:
                 self._told_down.add(fields["node"])
                 self._messages.stage(f"{fields['node']}: {fields['why']}")
         elif what == "linked":
             if fields["node"] in self._told_down:
-            target = self._driver.targets.get(fields["node"]) if self._driver is not None else None
-            if target is not None and target.closed:
-                return
                 self._told_down.discard(fields["node"])
                 self._messages.stage(f"{fields['node']}: connected again")
             else:

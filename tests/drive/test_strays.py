@@ -22,6 +22,7 @@ def test_what_ended_elsewhere_may_have_left_a_folder_on_each_node_it_was_sent_to
     strays.note([act.Stage("a", "n1")])
     strays.note([act.Stage("a", "n2"), end("a", "SUCCEEDED")])
     assert (strays.on("n1"), strays.on("n2"), strays.on("n3")) == (["a"], ["a"], [])
+    assert strays.nodes == {"n1", "n2"}
 
 
 def test_what_was_lost_left_its_folder_where_it_was() -> None:
