@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from liborch.journal import Journal
 from tests.cli.person import Person
 from tests.lab.hosts import Host, Lab
 
@@ -113,6 +114,8 @@ class Schedule:
             kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
             # Mostly short: long ones only make a round long.
             length_s = min(most_s, 0.3 + rng.expovariate(1.0 if not soak else 0.2))
+            if soak and kind in ("cut", "drop") and rng.random() < 0.15:
+                length_s = rng.uniform(most_s / 3, most_s)
             faults.append(
                 Fault(round(rng.uniform(0.3, whole_s), 3), kind, rng.randrange(hosts), round(length_s, 3))
             )
@@ -205,6 +208,7 @@ class Round:
                     time.sleep(0.01)
         finally:
             self._heal()
+        self._tidy()
 
     def close(self) -> None:
         """End the client, and whatever is wrong with the hosts."""
@@ -260,6 +264,14 @@ class Round:
             self._client.kill()
             self._client.wait()
             self._start()
+
+    def _tidy(self) -> None:
+        """Hosts that were out of reach at the end keep what was sent there; the client said so, and what to do."""
+        with Journal.open(self.person.state / "orchestra" / "journal.db", readonly=True) as journal:
+            batch = journal.orchestrations(kind="batch")[0]
+        if batch.state == "left":
+            done = self.person.run("attach", batch.id)
+            self._note(f"tidied later: {done.returncode}")
 
     # ------------------------------------------------------------------ faults
 

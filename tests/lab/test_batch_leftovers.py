@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.person import Person, wait_until
 from tests.lab.durability import pids_named
-from tests.lab.hosts import Host
+from tests.lab.hosts import Host, Lab
 
 pytestmark = pytest.mark.lab
 
@@ -66,3 +66,40 @@ def test_attempts_that_were_lost_leave_neither_folders_nor_output_on_their_host(
         if path.name.split(".")[0] in ids
     ]
     assert kept == []
+
+
+def test_a_client_killed_while_it_waits_for_a_host_to_tidy_leaves_that_to_attach(
+    h1: Host, rough: Lab, asker: Person
+) -> None:
+    h2 = rough.host("h2")
+    asker.write("run.sh", "until [ -e /root/go ]; do sleep 0.05; done\n")
+    told = asker.root / "said"
+    try:
+        with open(told, "wb") as said:
+            batch = asker.start(
+                "batch", "h1,h2", "run.sh", "--slots", "1", "--grid", "n=1..2", stdout=said, stderr=said
+            )
+        wait_until("one on each", lambda: [row["state"] for row in asker.executions()] == ["running"] * 2)
+        h2.run("touch /root/go")
+        wait_until(
+            "the end of one", lambda: {row["state"] for row in asker.executions()} == {"running", "succeeded"}
+        )
+        h2.cut()
+        h1.run("touch /root/go")
+        wait_until("the end of the other", lambda: b"2 succeeded" in told.read_bytes())
+        assert batch.poll() is None, told.read_text()
+        batch.kill()
+        batch.wait()
+        h2.restore()
+        assert h2.path("/root/orchestra").exists()
+        batch_id = asker.run("ps", "--batches", "-q").stdout.decode().strip()
+        done = asker.run("attach", batch_id)
+        assert done.returncode == 0, done.stderr.decode()
+    finally:
+        h2.restore()
+        for host in (h1, h2):
+            host.run("rm -f /root/go")
+    assert not h1.path("/root/orchestra").exists()
+    assert not h2.path("/root/orchestra").exists()
+    done = asker.run("attach", batch_id)
+    assert (done.returncode, b"has ended" in done.stderr) == (0, True)
