@@ -57,15 +57,16 @@ async def see_through(
                 driver.detached = True
                 messages.error(f"{execution.id[:8]} goes on where it is: runaway attach {execution.id[:8]}")
             raise
-    say_end(result, messages, as_json=as_json)
+    status = 0 if no_ecode and result.reason == "exit" else result.exit_status
+    # It did well, and yet something is not as it should be: its results are not here.
+    status = 255 if status == 0 and result.why else status
+    if interrupts.count:
+        status = 130
+    say_end(result, messages, status if as_json else None)
     transfer = execution.spec.transfer
     if transfer is not None and not transfer.fetch:
         messages.stage(f"its results stay on {result.host}: runaway fetch {execution.id[:8]}")
-    if interrupts.count:
-        return 130
-    status = 0 if no_ecode and result.reason == "exit" else result.exit_status
-    # It did well, and yet something is not as it should be: its results are not here.
-    return 255 if status == 0 and result.why else status
+    return status
 
 
 def left_as_dict(execution: Execution, status: int) -> dict[str, Any]:
@@ -80,10 +81,14 @@ def left_as_dict(execution: Execution, status: int) -> dict[str, Any]:
     }
 
 
-def say_end(result: Result, messages: Messages, *, as_json: bool) -> None:
-    """Print what there is to say of an end besides its output."""
-    if as_json:
-        print(json.dumps(result_as_dict(result)))
+def say_end(result: Result, messages: Messages, status: int | None) -> None:
+    """Print what there is to say of an end besides its output.
+
+    Args:
+        status: What the command ends with; None: not as JSON.
+    """
+    if status is not None:
+        print(json.dumps({**result_as_dict(result), "exit_status": status}))
     for path, why in result.refused:
         messages.error(f"not fetched: {path}: {why}")
     if result.reason != "exit":

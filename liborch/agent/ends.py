@@ -141,10 +141,14 @@ class Ends:
             fields = ended_fields(os.WEXITSTATUS(status), None, "exit")
         if run.box is not None:
             peak = run.box.peak_bytes()
-            # One that went on without the process that was killed, and succeeded, did not end by it.
-            if fields["code"] != 0 and run.box.out_of_memory():
-                fields["reason"] = "oom"
-                fields["why"] = "over its %d bytes of memory (cgroup)" % run.order["mem"]
+            if run.box.out_of_memory():
+                why = "over its %d bytes of memory (cgroup)" % run.order["mem"]
+                if fields["code"] != 0:
+                    fields["reason"] = "oom"
+                    fields["why"] = why
+                else:
+                    # It went on without the process that was killed, and says that it did well; who knows.
+                    fields["why"] = "a process of it was killed: " + why
         elif run.over_memory:
             fields["reason"] = "oom"
             fields["why"] = "over its %d bytes of memory (seen: %d)" % (run.order["mem"], run.peak)

@@ -114,7 +114,7 @@ class DriverLock:
         # Between its lock and its signature a holder is nameless for an instant.
         holder = f"process {words[0]} on {words[1]}" if len(words) == 2 else "another process"
         return Conflict(
-            f"{self.orchestration} is being driven by {holder}; watch it with `runaway ps`, or end that process first"
+            f"{self.orchestration} is being driven by {holder}; `runaway attach {self.orchestration[:8]}` looks on, or end that process first"
         )
 
     def _storage_error(self, error: OSError) -> StorageError:

@@ -105,6 +105,7 @@ async def _drive(
         max_failures=None if kill else details.get("max_failures"),
         halt=details.get("halt", "soon"),
         give_up_s=details.get("give_up_s", GIVE_UP_S),
+        post_s=details.get("post_s"),
         as_json=as_json,
         title=row.title,
         follow=follow,

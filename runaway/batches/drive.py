@@ -56,6 +56,7 @@ class Batch:
         max_failures: Stop when so many have failed.
         halt: What stopping means.
         give_up_s: What is on a node out of reach for so long is done elsewhere, if there is another.
+        post_s: A post command that takes longer is ended; None: none is.
         as_json: Tell each end as a line of JSON.
         title: What it is a batch of.
         follow: Print what executions write, while they do.
@@ -73,6 +74,7 @@ class Batch:
         max_failures: int | None = None,
         halt: str = "soon",
         give_up_s: float = GIVE_UP_S,
+        post_s: float | None = None,
         as_json: bool = False,
         title: str = "",
         follow: bool = False,
@@ -92,8 +94,8 @@ class Batch:
         # In the background only its id is for programs.
         self._tells_ends = as_json and background is None
         self._outcomes = Outcomes(folders.state / "outputs", cwd)
-        self._posts = PostCommands(self._outcomes, cwd, self.progress.count_post)
-        self.progress.posts_under_way = lambda: self._posts.under_way
+        self._posts = PostCommands(self._outcomes, cwd, self.progress.count_post, post_s)
+        self.progress.posts = self._posts
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._driver: Driver | None = None
         self._interrupted = False
@@ -276,13 +278,13 @@ class Batch:
             self.progress.unwritten += 1
             self._messages.error(str(error))
         for execution, result in ended:
+            if execution.id in self._disregarded:
+                continue
             self.progress.count(execution, result)
             if self._follower is not None:
                 self._follower.ended(execution.id, result)
             if self._tells_ends:
                 from runaway.seeing import result_as_dict
-            if execution.id in self._disregarded:
-                continue
 
                 line = {**result_as_dict(result), "parameters": execution.spec.parameters}
                 print(json.dumps(line), flush=True)

@@ -123,9 +123,11 @@ class Folders:
             planned: Those that are about to run.
             here: The folder that relative ones are in.
         """
+        if not self._outputs.share and _has_own_name(self.output(self._plan.at(0))):
+            return
         for one in planned:
             pattern = self.output(one)
-            if pattern.needs_outcome or _UUID in pattern.names:
+            if _has_own_name(pattern):
                 continue
             folder = Path(here, pattern.fill(self._stand_ins(one)))
             if _is_used(folder):
@@ -281,3 +283,8 @@ def _is_used(folder: Path) -> bool:
 def _shown(planned: Planned) -> str:
     text = join_arguments(planned.arguments)
     return (text if len(text) <= 60 else text[:57] + "...") or "no arguments"
+
+
+def _has_own_name(pattern: Pattern) -> bool:
+    """Whether a folder gets a name of its own, or one that is only known afterwards."""
+    return pattern.needs_outcome or _UUID in pattern.names

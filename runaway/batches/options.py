@@ -29,6 +29,7 @@ class BatchOptions:
     into_existing: bool
     post_command: str | None
     post_script: str | None
+    post_time: float | None
     send_ignore: str | None
     fetch_ignore: str | None
     leave: Leave

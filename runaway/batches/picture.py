@@ -57,6 +57,8 @@ class Picture:
     #: Post commands that run, or wait for their turn.
     posts: int = 0
     title: str = ""
+    #: (execution, for how many seconds) of the post command that has run longest, if that is long.
+    longest_post: tuple[str, float] | None = None
 
     @property
     def done(self) -> int:
@@ -73,6 +75,14 @@ class Picture:
         """How many are being sent or fetched."""
         return max(0, self.counts.get("staging", 0) + self.counts.get("collecting", 0) - self.posts)
 
+    @property
+    def post_words(self) -> str:
+        """`post commands (12345678 for 5m)`."""
+        if self.longest_post is None:
+            return "post commands"
+        x, took = self.longest_post
+        return f"post commands ({x[:8]} for {format_duration(took)})"
+
     def in_a_line(self) -> str:
         """For where lines follow one another."""
         parts = [f"{self.done}/{self.total}"]
@@ -82,7 +92,7 @@ class Picture:
         busy = ", ".join(f"{node.name} {node.busy}/{node.slots}" for node in used)
         parts.append(f"{self.counts.get('running', 0)} running" + (f" ({busy})" if busy else ""))
         if self.posts:
-            parts.append(f"{self.posts} post commands")
+            parts.append(f"{self.posts} {self.post_words}")
         if self.moving:
             parts.append(f"{self.moving} sent or fetched")
         return ", ".join([*parts, *self.pace()])
@@ -202,7 +212,7 @@ def _counts(picture: Picture) -> Text:
         ("running", counts.get("running", 0), "cyan"),
         ("paused", counts.get("paused", 0), "yellow"),
         ("sent or fetched", picture.moving, ""),
-        ("post commands", picture.posts, ""),
+        (picture.post_words, picture.posts, ""),
         ("waiting", counts.get("waiting", 0) + counts.get("placed", 0), "dim"),
     ):
         if count:

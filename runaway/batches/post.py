@@ -18,7 +18,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.errors import SpecError, StorageError
 from liborch.profiles.procedures import join_arguments
+from liborch.quantities import format_duration
 from runaway.batches.outcomes import Outcomes, variables_of
 from runaway.scripts import how_to_run
 
@@ -39,6 +41,8 @@ VARIABLE_BYTES = 64 << 10
 GRACE_S = 2.0
 #: How often one that a killed client left is looked at, in seconds.
 LOOK_S = 0.2
+#: The status of one that took too long, as timeout(1) has it.
+OUT_OF_TIME = 124
 #: The status of one that was ended for good, with its batch: as by TERM.
 ENDED = 128 + signal.SIGTERM
 #: What is told of a failing one: the end of its output, in bytes.
@@ -80,9 +84,16 @@ class PostCommands:
         outcomes: Writes what they look at.
         here: What relative output folders are relative to.
         tell: Told of each end, by the event loop's thread.
+        most_s: One that takes longer is ended, in seconds; None: never.
     """
 
-    def __init__(self, outcomes: Outcomes, here: Path, tell: Callable[[Execution, Post], None]) -> None:
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        here: Path,
+        tell: Callable[[Execution, Post], None],
+        most_s: float | None = None,
+    ) -> None:
         self._outcomes = outcomes
         self._here = here
         self._tell = tell
@@ -94,6 +105,9 @@ class PostCommands:
         self.abandoned: set[str] = set()
         #: Process groups that were started and not waited for.
         self._groups: set[int] = set()
+        #: {execution: when its post command was started, or was found running}
+        self._began: dict[str, float] = {}
+        self._most_s = most_s
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._for_good = False
@@ -105,6 +119,12 @@ class PostCommands:
     def under_way(self) -> int:
         """How many run or wait for their turn."""
         return sum(not each.done() for each in self._pending.values())
+
+    def running(self) -> list[tuple[str, float]]:
+        """(execution, for how many seconds) of those that run, the longest first."""
+        now = time.monotonic()
+        with self._lock:
+            return [(x, now - began) for x, began in self._began.items()]
 
     async def __call__(
         self, execution: Execution, result: Result, values: dict[str, str]
@@ -124,6 +144,8 @@ class PostCommands:
         pending = self._pending.get(execution.id)
         if pending is None:
             if self._over.is_set():
+                if self._for_good:
+                    await asyncio.to_thread(self._end_others, execution, result)
                 return self._given_up(execution)
             loop = asyncio.get_running_loop()
             pending = loop.run_in_executor(self._threads, self._run, execution, result, values)
@@ -148,6 +170,8 @@ class PostCommands:
         return None
 
     def _ended(self, execution: Execution, done: asyncio.Future[Post | None]) -> None:
+        with self._lock:
+            self._began.pop(execution.id, None)
         if not done.cancelled() and done.exception() is not None:
             return
         post = None if done.cancelled() else done.result()
@@ -185,22 +209,24 @@ class PostCommands:
         path = f"{folder}/post.out"
         try:
             environment = self._environment(execution, result, values, folder)
-            return self._run_into(path, execution.spec.post, folder, environment)
+            return self._run_into(path, execution, folder, environment)
         except OSError as error:
             raise StorageError(
                 "this machine", error.filename or path, error.errno or 0, "running a post command"
             ) from error
 
     def _run_into(
-        self, path: str, words: tuple[str, ...], folder: str, environment: dict[str, str]
+        self, path: str, execution: Execution, folder: str, environment: dict[str, str]
     ) -> Post | None:
         with open(path, "ab") as output:
-            if not self._is_alone(output.fileno()):
+            if not self._is_alone(output.fileno(), execution.id):
                 return None
             output.truncate(0)
-            status = self._run_in(words, folder, environment, output.fileno())
+            status = self._run_in(execution, folder, environment, output.fileno())
             if status is None:
                 return None
+            if status == OUT_OF_TIME and self._most_s is not None:
+                output.write(f"ended after {format_duration(self._most_s)} (--post-time)\n".encode())
             size = output.seek(0, os.SEEK_END)
         with contextlib.suppress(OSError):
             if not size:
@@ -211,21 +237,31 @@ class PostCommands:
                 return Post(status, written.read(TAIL_BYTES).decode("utf-8", "replace").strip())
         return Post(status, "")
 
-    def _is_alone(self, output: int) -> bool:
-        """Wait until no post command that a killed client left is at it. False: the batch ended before."""
+    def _is_alone(self, output: int, x: str) -> bool:
+        """Wait until no post command that a killed client left is at it, for its time at most. False: the batch ended before."""
+        began = time.monotonic()
+        with self._lock:
+            self._began[x] = began
         while not self._over.is_set():
             try:
                 fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                took = time.monotonic() - began
+                if self._most_s is not None and took > self._most_s:
+                    late = took > self._most_s + GRACE_S
+                    _signal_writers(output, x, signal.SIGKILL if late else signal.SIGTERM)
                 self._over.wait(LOOK_S)
             except OSError:
                 return True  # A file system without locks.
             else:
                 return True
+        if self._for_good:
+            _signal_writers(output, x, signal.SIGKILL)
         return False
 
-    def _run_in(self, words: tuple[str, ...], folder: str, env: dict[str, str], output: int) -> int | None:
+    def _run_in(self, execution: Execution, folder: str, env: dict[str, str], output: int) -> int | None:
         """Run it to its end; None: it was ended with the batch."""
+        words = execution.spec.post
         with self._lock:
             if self._over.is_set():
                 return None
@@ -243,16 +279,56 @@ class PostCommands:
                 os.write(output, f"{words[0]}: {error.strerror}\n".encode())
                 return 127
             self._groups.add(process.pid)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            self._began[execution.id] = time.monotonic()
+        expired: list[int] = []
+        with self._limited(process.pid, expired):
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             # What it left running is in its group, and its number is nobody else's before it is waited for.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             self._groups.discard(process.pid)
             code = process.wait()
+        if expired:
+            return OUT_OF_TIME
         if code < 0 and self._over.is_set():
             return None
         return code if code >= 0 else 128 - code
+
+    def _end_others(self, execution: Execution, result: Result) -> None:
+        """End what a client that was killed left of its post command."""
+        with (
+            contextlib.suppress(OSError),
+            open(f"{self._outcomes.folder(execution, result)}/post.out", "rb") as output,
+        ):
+            _signal_writers(output.fileno(), execution.id, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def _limited(self, group: int, expired: list[int]) -> Iterator[None]:
+        """End a process group that takes too long, and note that: TERM, a grace, KILL."""
+        if self._most_s is None:
+            yield
+            return
+
+        def end(number: int) -> None:
+            with self._lock:
+                if group in self._groups:
+                    expired.append(number)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(group, number)
+
+        timers = [
+            threading.Timer(self._most_s, end, [signal.SIGTERM]),
+            threading.Timer(self._most_s + GRACE_S, end, [signal.SIGKILL]),
+        ]
+        for timer in timers:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
 
     def _environment(
         self, execution: Execution, result: Result, values: dict[str, str], folder: str
@@ -277,6 +353,18 @@ class PostCommands:
                 ours[variable] = text
         mine = {name: value for name, value in os.environ.items() if not name.startswith("RUNAWAY")}
         return {**mine, **{name: value for name, value in ours.items() if name.startswith("RUNAWAY")}}
+
+
+def _signal_writers(output: int, x: str, number: int) -> None:
+    """Signal what a post command of this execution that another client started is made of: it writes there, and carries its id."""
+    there = os.fstat(output)
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            writes = os.stat(f"/proc/{name}/fd/1")
+            if (writes.st_dev, writes.st_ino) == (there.st_dev, there.st_ino):
+                words = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+                if f"RUNAWAY_UUID={x}".encode() in words:
+                    os.kill(int(name), number)
 
 
 def _text_of(path: str) -> str | None:

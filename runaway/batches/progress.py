@@ -10,7 +10,6 @@ import re
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from liborch.core.tables import FINAL
@@ -20,7 +19,7 @@ from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.quantities import format_duration
 from runaway.batches.picture import NodeUse, Picture, Rate, screen
-from runaway.batches.post import Post
+from runaway.batches.post import Post, PostCommands
 from runaway.batches.summary import Failure, last_lines
 from runaway.messages import Messages
 
@@ -30,6 +29,8 @@ LINES_S = 10.0
 #: So many of the latest failures are drawn, with the last lines of so much of their stderr, in bytes.
 LAST_FAILURES = 6
 LAST_BYTES = 600
+#: A post command that runs for longer is told of, in seconds.
+LONG_POST_S = 60.0
 #: Different failures that are listed at the end.
 SIGNATURES = 10
 
@@ -64,8 +65,10 @@ class Progress:
         self.unwritten = 0
         #: How many did well, and something of what they left may be missing: their node's disk was full.
         self.doubtful = 0
-        #: Says how many post commands run, or wait for their turn.
-        self.posts_under_way: Callable[[], int] = lambda: 0
+        #: Those of this client.
+        self.posts: PostCommands | None = None
+        #: Executions whose post command was told to take long.
+        self._told_long: set[str] = set()
         self._messages = messages
         self._failures: dict[str, Alike] = {}
         #: Post commands that failed, alike.
@@ -153,9 +156,23 @@ class Progress:
                 if node.items or node.name not in driver.targets or not driver.targets[node.name].closed
             ],
             [Failure(x, words, last_lines(said.decode("utf-8", "replace"))) for x, words, said in self._last],
-            self.posts_under_way(),
+            self.posts.under_way if self.posts is not None else 0,
             self.title,
+            self._note_long(),
         )
+
+    def _note_long(self) -> tuple[str, float] | None:
+        """The post command that has run longest, if that is long; each is told once, where lines follow one another."""
+        long = (
+            [(x, took) for x, took in self.posts.running() if took > LONG_POST_S]
+            if self.posts is not None
+            else []
+        )
+        for x, took in long:
+            if x not in self._told_long:
+                self._told_long.add(x)
+                self._messages.stage(f"{x[:8]}: its post command has run for {format_duration(took)}")
+        return long[0] if long else None
 
     def describe_rest(self) -> str:
         """What is not over."""

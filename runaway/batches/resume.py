@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -23,6 +23,7 @@ from liborch.errors import SpecError, UnknownName
 from liborch.journal import Change, Journal, OrchestrationRow
 from liborch.names import resolve_prefix
 from liborch.places import Places
+from runaway.asking import ask_person
 from runaway.background import Background
 from runaway.batches.drive import Batch
 from runaway.batches.identity import identities
@@ -88,6 +89,7 @@ async def resume_batch(
         max_failures=options.max_failures,
         halt=options.halt,
         give_up_s=options.give_up,
+        post_s=options.post_time,
         as_json=options.as_json,
         title=prepared.title,
         follow=options.follow,
@@ -108,7 +110,15 @@ async def resume_batch(
         rest = await asyncio.to_thread(
             compare, prepared, codes, snapshot, known, old=old, retry_failed=options.retry_failed
         )
-        await driver.ask_journal(lambda journal: _note_codes(journal, row.id, codes, old))
+        noted = {
+            "snapshots": codes,
+            "former_snapshots": old,
+            "max_failures": options.max_failures,
+            "halt": options.halt,
+            "give_up_s": options.give_up,
+            "post_s": options.post_time,
+        }
+        await driver.ask_journal(lambda journal: _note(journal, row.id, noted))
         batch.disregard(rest.withdrawn)
         await withdraw(driver, rest.withdrawn)
         batch.progress.before.update(rest.kept)
@@ -130,11 +140,11 @@ async def resume_batch(
         return await batch.see_through(driver, lambda feeder: enter(driver, rows, feeder))
 
 
-def _note_codes(journal: Journal, batch: str, codes: list[str], old: list[str]) -> None:
+def _note(journal: Journal, batch: str, changed: dict[str, Any]) -> None:
+    """Change what whoever goes on next has to know."""
     row = journal.orchestration(batch)
     if row is not None:
-        more = {"snapshots": codes, "former_snapshots": old}
-        journal.describe(batch, json.dumps({**json.loads(row.details), **more}))
+        journal.describe(batch, json.dumps({**json.loads(row.details), **changed}))
 
 
 def find_batch(journal: Journal, prepared: Prepared, text: str | None) -> OrchestrationRow:
@@ -239,15 +249,12 @@ async def withdraw(driver: Driver, ids: list[str]) -> None:
 
 
 def _keeps_verdicts(choice: str | None, row: OrchestrationRow, prepared: Prepared) -> bool:
-    if choice is None and sys.stdin.isatty():
-        print(
+    if choice is None:
+        answer = ask_person(
             f"The code in {prepared.cwd} has changed since batch {row.id[:8]}. [k]eep its verdicts and go on with the new code, "
-            "or [r]un everything again? ",
-            end="",
-            file=sys.stderr,
-            flush=True,
+            "or [r]un everything again?"
         )
-        choice = {"k": "keep", "r": "rerun"}.get(sys.stdin.readline().strip().lower()[:1])
+        choice = {"k": "keep", "r": "rerun"}.get((answer or "")[:1])
     if choice is None:
         raise SpecError(
             f"the code in {prepared.cwd} has changed since batch {row.id[:8]}: say --code-changed keep (what has a verdict keeps "

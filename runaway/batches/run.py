@@ -28,6 +28,7 @@ from liborch.places import Places, places
 from liborch.profiles.find import find_host
 from liborch.profiles.procedures import join_arguments
 from liborch.specs import ExecutionSpec, HostProfile, Resources, SlotSpec, Transfer
+from runaway.asking import ask_person
 from runaway.background import Background
 from runaway.batches.drive import Batch
 from runaway.batches.folders import Folders, make_folders
@@ -193,10 +194,13 @@ def prepare(
         if options.repeats > 1:
             raise SpecError("--each and --repeats at once; expected one of them")
         each = tuple(target.name for profile in profiles for target in targets_of(profile))
-    if len({profile.execution for profile in profiles}) > 1:
-        raise SpecError(
-            f"{options.remotes}: hosts whose profiles say `execution` differently cannot share a batch yet"
-        )
+    for other in profiles[1:]:
+        if other.execution != profiles[0].execution:
+            one = profiles[0] if profiles[0].execution else other
+            raise SpecError(
+                f"the profiles of {profiles[0].name} and {other.name} say `execution` differently ({one.name}: {one.execution[0]!r}, ...): "
+                "a batch runs one and the same. Begin a batch for each, or give both profiles the same `execution`"
+            )
     script = find_script(options.script, cwd)
     post = post_words(options.post_command, options.post_script, cwd)
     own = patterns.caller_variables(environment, env_read=not options.no_env_read)
@@ -211,6 +215,10 @@ def prepare(
         seed=options.seed,
         stdin=sys.stdin.buffer,
     )
+    # Before each of them is looked at, which takes its time.
+    asks = plan.count > ASK_ABOVE and not options.yes and not options.dry_run
+    if asks and ask_person(f"{plan.count:,} executions. Go on? [y/N]") not in ("y", "yes"):
+        raise SpecError(f"these are {plan.count:,} executions; say --yes if that is meant")
     where = make_folders(
         plan,
         output_folder=options.output_folder,
@@ -255,12 +263,9 @@ async def run_batch(options: BatchOptions, background: Background | None = None)
     messages = Messages(environment, quiet=options.silent, verbose=options.verbose)
     folders = places(environment)
     prepared = prepare(options, environment, folders, messages)
-    count = prepared.plan.count
     if options.dry_run:
         show_plan(prepared)
         return 0
-    if count > ASK_ABOVE and not options.yes and not _agrees(count):
-        raise SpecError(f"the template makes {count:,} executions; say --yes if that is meant")
     if options.resume:
         from runaway.batches.resume import resume_batch
 
@@ -292,6 +297,7 @@ async def begin_batch(
         max_failures=options.max_failures,
         halt=options.halt,
         give_up_s=options.give_up,
+        post_s=options.post_time,
         as_json=options.as_json,
         title=prepared.title,
         follow=options.follow,
@@ -306,6 +312,7 @@ async def begin_batch(
         max_failures=options.max_failures,
         halt=options.halt,
         give_up_s=options.give_up,
+        post_s=options.post_time,
     )
     async with driving(
         batch_id,
@@ -376,10 +383,3 @@ def show_plan(prepared: Prepared) -> None:
         print(f"{plan.count} executions on {prepared.hosts}")
         if prepared.post:
             print(neutral(f"after each: {options.post_command or join_arguments(prepared.post)}"))
-
-
-def _agrees(count: int) -> bool:
-    if not sys.stdin.isatty():
-        return False
-    print(f"{count:,} executions. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

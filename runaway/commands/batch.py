@@ -47,6 +47,12 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--post-script", "-P", metavar="FILE", help="The same, a file.")
 @click.option(
+    "--post-time",
+    type=Duration(),
+    metavar="TIME",
+    help="End one of those that takes longer. [default: never]",
+)
+@click.option(
     "--send-ignore", "-s", metavar="FILE", help="Patterns of what is not sent, instead of every .sendignore."
 )
 @click.option(

@@ -212,6 +212,12 @@ def test_too_much_memory_is_told_from_evidence(node: Node) -> None:
     # 137 and signal 9 alone are no evidence.
     assert client.run("exit 137", "y", mem=60 << 20)["reason"] == "exit"
     assert client.run("kill -9 $$", "z", mem=60 << 20)["reason"] == "signal"
+    # Who goes on without it and says that all is well is believed, and it is told.
+    if "cgroup" in end["means"][0]:
+        client.sh("v", f"{sys.executable} -S -c 'x = bytearray(300 << 20)'; exit 0", mem=60 << 20)
+        end = client.ended("v")
+        assert (end["reason"], end["code"]) == ("exit", 0)
+        assert "a process of it was killed: over its 62914560 bytes" in end["why"]
     # A limit of one execution is not the next one's.
     client.order(("w", {"argv": [sys.executable, "-S", "-c", "x = bytearray(100 << 20)"], "mem": 400 << 20}))
     assert client.ended("w")["code"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import signal
@@ -99,6 +100,21 @@ def test_the_second_ctrl_c_cancels_and_cleans_up(person: Person) -> None:
     assert terminal.end() == 130
     assert person.executions()[0]["state"] == "cancelled"
     assert not any((person.home / "orchestra").glob("*-*"))
+
+
+def test_what_json_says_of_the_exit_status_is_the_exit_status(person: Person) -> None:
+    person.write("run.py", "import os\n" + LONG)
+    with person.start("exec", "--json", "local", "run.py") as command:
+        wait_until("it runs", (person.home / "up").exists)
+        for _ in range(2):
+            os.kill(command.pid, signal.SIGINT)
+            assert command.stderr is not None
+            while b"Ctrl-C again" not in (line := command.stderr.readline()):
+                assert line
+        out, _ = command.communicate(timeout=30)
+    said = json.loads(out)
+    assert command.returncode == said["exit_status"] == 130
+    assert (said["state"], said["signal"]) == ("cancelled", 15)
 
 
 def test_the_third_ctrl_c_leaves_at_once_what_was_asked_to_end(person: Person) -> None:

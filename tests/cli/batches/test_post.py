@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,10 @@ from typing import Any
 from liborch.drive.results import Result
 from liborch.specs import ExecutionSpec
 from runaway.batches.outcomes import Outcomes
+from runaway.batches.picture import Picture
 from runaway.batches.post import Post, PostCommands
+from runaway.batches.progress import Progress
+from runaway.messages import Messages
 from tests.cli.person import Person, wait_until
 
 
@@ -140,6 +144,52 @@ def test_the_second_ctrl_c_ends_post_commands_and_the_next_client_runs_them_agai
     (person.root / "go").touch()
     again = person.run(*command, "--resume")
     assert again.returncode == 0, again.stderr.decode()
+
+
+def test_a_post_command_that_hangs_is_ended_after_its_time_and_told(person: Person) -> None:
+    post = f"echo $$ > {person.root}/pid; echo thinking; trap '' TERM; while :; do sleep 0.1; done"
+    done = person.run("batch", "local", "true", "-p", post, "--post-time", "1s")
+    assert done.returncode == 1, done.stderr.decode()
+    assert b"1 x post command: exit 124: ended after 1s (--post-time)" in done.stderr
+    assert b"1 succeeded" in done.stderr
+    assert gone(person.root / "pid")
+    (folder,) = folders(person)
+    assert (folder / "post.out").read_text() == "thinking\nended after 1s (--post-time)\n"
+
+
+def test_who_takes_over_keeps_the_time_of_post_commands(person: Person) -> None:
+    post = f"echo x >> {person.root}/began; while [ ! -e {person.root}/never ]; do sleep 0.1; done"
+    first = person.start("batch", "local", "true", "-p", post, "--post-time", "2s")
+    wait_begun(first, person.root / "began")
+    first.kill()
+    first.communicate()
+    done = person.run("attach", "last", timeout_s=30)
+    assert done.returncode == 1, done.stderr.decode()
+    assert b"--post-time" in done.stderr
+
+
+def test_a_batch_that_is_killed_ends_what_a_killed_client_left_of_its_post_commands(person: Person) -> None:
+    first = person.start("batch", "local", "true", "-p", f"echo $$ > {person.root}/pid; exec sleep 600")
+    wait_begun(first, person.root / "pid")
+    first.kill()
+    first.communicate()
+    assert not gone(person.root / "pid")
+    assert person.run("kill", "last").returncode == 0
+    wait_until("its end", lambda: gone(person.root / "pid"))
+
+
+async def test_a_post_command_that_runs_for_long_is_named_in_the_picture(tmp_path: Path) -> None:
+    progress = Progress(1, Messages({}))
+    posts = PostCommands(Outcomes(tmp_path / "outputs", tmp_path), tmp_path, progress.count_post)
+    progress.posts = posts
+    posts._began["abcdef0123"] = time.monotonic() - 300
+    line = progress.picture(
+        SimpleNamespace(core=SimpleNamespace(counts={}, nodes={}), targets={})
+    ).longest_post  # type: ignore[arg-type]
+    assert line is not None
+    assert (line[0], int(line[1]) // 10) == ("abcdef0123", 30)
+    assert Picture(1, {}, posts=2, longest_post=line).post_words == "post commands (abcdef01 for 5m)"
+    await posts.close()
 
 
 def test_a_post_script_that_is_not_there_is_told_before_anything_starts(person: Person) -> None:
