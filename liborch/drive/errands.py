@@ -85,6 +85,7 @@ class Errands(Links):
                 folder = await self._resolve(execution, target, link)
                 async with (
                     contextlib.nullcontext() if there in self._sent else first,
+                    self._alone_in(execution, target),
                     self._conversations.hold(link) as stream,
                 ):
                     report = await stage(
@@ -135,7 +136,36 @@ class Errands(Links):
         if folder is None or link is None or transfer is None:
             return
         with contextlib.suppress(OrchestraError):
-            async with self._conversations.hold(link) as stream:
+            await self._tidy(execution, target, link, folder)
+
+    def _alone_in(self, execution: Execution, target: Target) -> contextlib.AbstractAsyncContextManager[None]:
+        """Where folders are shared, nothing is sent to one while it is tidied."""
+        transfer = execution.spec.transfer
+        if transfer is None or execution.id in transfer.remote_folder:
+            return contextlib.nullcontext()
+        return self._locks.setdefault((target.name, transfer.remote_folder), asyncio.Lock())
+
+    def _is_shared(self, execution: Execution, target: Target) -> bool:
+        """Whether another execution that is not over has the same folder on a node."""
+        transfer, node = execution.spec.transfer, self.core.nodes.get(target.name)
+        if transfer is None or node is None or execution.id in transfer.remote_folder:
+            return False
+        others = [
+            self.executions.get(x) for x in node.items if x != execution.id and x not in self._done_there
+        ]
+        specs = [other.spec.transfer for other in others if other is not None]
+        return any(spec is not None and spec.remote_folder == transfer.remote_folder for spec in specs)
+
+    async def _tidy(self, execution: Execution, target: Target, link: AgentLink, folder: str) -> None:
+        """Leave on a node what is to stay there. A folder that executions share is tidied by the last of them."""
+        transfer = execution.spec.transfer
+        assert transfer is not None
+        async with self._alone_in(execution, target), self._conversations.hold(link) as stream:
+            is_shared = self._is_shared(execution, target)
+            item = self.core.items.get(execution.id)
+            if is_shared and item is not None and item.state == "COLLECTING":
+                self._done_there = {x for x in self._done_there if x in self.core.items} | {execution.id}
+            if not is_shared:
                 await tidy(stream, transfer, folder, target.directory, target.name)
 
     async def _collect(self, x: str, target: Target) -> None:
@@ -273,8 +303,7 @@ class Errands(Links):
             )
             await self._note(execution, detail)
         if transfer.leave != "everything":
-            async with self._conversations.hold(link) as stream:
-                await tidy(stream, transfer, folder, target.directory, target.name)
+            await self._tidy(execution, target, link, folder)
             self._tell("tidied", execution.id, node=target.name)
 
     async def _note(self, execution: Execution, detail: dict[str, Any]) -> None:

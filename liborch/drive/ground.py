@@ -100,6 +100,8 @@ class Ground:
         #: By (node, snapshot): who sends it first, and where it was sent.
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._sent: set[tuple[str, str]] = set()
+        #: Those in a folder they share that need nothing of it any more, and are not on record as over yet.
+        self._done_there: set[str] = set()
         self._conversations = Conversations(self._spawn)
         self._strays = Strays()
         self._wake = asyncio.Event()

@@ -68,6 +68,20 @@ def test_attempts_that_were_lost_leave_neither_folders_nor_output_on_their_host(
     assert kept == []
 
 
+def test_a_folder_that_executions_share_is_tidied_by_the_last_of_them(h1: Host, asker: Person) -> None:
+    asker.write("run.sh", "sleep $1; cat data; touch made-$1\n")
+    asker.write("data", "there\n")
+    done = asker.run(
+        "batch", "h1", "run.sh", "--slots", "3", "-r", "$HOME/shared", "-o", "out/$RUNAWAY_PARAM_S",
+        "--grid", "s=0,0.5,1", "--", "{s}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    for s in ("0", "0.5", "1"):
+        assert (asker.folder / "out" / s / "stdout").read_bytes() == b"there\n"
+        assert (asker.folder / "out" / s / f"made-{s}").exists()
+    assert not h1.path("/root/shared").exists()
+
+
 def test_a_client_killed_while_it_waits_for_a_host_to_tidy_leaves_that_to_attach(
     h1: Host, rough: Lab, asker: Person
 ) -> None:
