@@ -307,7 +307,7 @@ class Round:
                         host.kill(process.pid)
             case "sshd":
                 host.stop_sshd(sessions=True)
-                self._after(fault.length_s, host.start_sshd, "sshd is back")
+                self._after(fault.length_s, lambda: start_sshd(host), "sshd is back")
             case "execution":
                 for pid in host.pids_matching(self.tag)[:1]:
                     host.kill(pid)
@@ -333,8 +333,13 @@ class Round:
         for host in self.hosts:
             host.restore()
             free(host.path(AGENT_FOLDER))
-            if host._sshd_pid() == 0:
-                host.start_sshd()
+            start_sshd(host)
+
+
+def start_sshd(host: Host) -> None:
+    """Have a host listen again, unless it does."""
+    if host._sshd_pid() == 0:
+        host.start_sshd()
 
 
 def pids_named(host: Host, name: str) -> list[int]:
