@@ -105,6 +105,8 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     #: Only on these nodes; empty: on any.
     nodes: tuple[str, ...] = ()
+    #: Run on so many nodes at once, with `resources` on each: see RUNAWAY_RANK in docs/nodes.md.
+    node_count: int = 1
     #: Run on a pseudo-terminal of (columns, rows).
     tty: tuple[int, int] | None = None
     #: Let processes that outlive the main one go on.
@@ -144,6 +146,10 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SpecError(f"walltime must be positive, not {self.walltime_s}")
         if self.grace_s < 0 or self.retries < 0:
             raise SpecError("grace and retries cannot be negative")
+        if self.node_count < 1:
+            raise SpecError(f"it needs at least 1 node, not {self.node_count}")
+        if self.node_count > 1 and (self.live or self.tty):
+            raise SpecError("what runs on several nodes has no terminal, and its output is collected at its end")
 
 
 class SlotSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

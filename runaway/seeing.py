@@ -107,6 +107,7 @@ def result_as_dict(result: Result) -> dict[str, Any]:
             raw.decode()
         except UnicodeDecodeError:
             fields[f"{name}_base64"] = base64.b64encode(raw).decode()
+    fields["ranks"] = [result_as_dict(each) for each in result.ranks]
     return {"schema_version": SCHEMA_VERSION, **fields, "exit_status": result.exit_status}
 
 

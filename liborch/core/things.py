@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from liborch.core import events as ev
 from liborch.core.queue import Group, Shape, Share
+
+_RANK = re.compile(r"(.+)-r([0-9]+)\Z")
+
+
+def rank_id(x: str, rank: int) -> str:
+    """What agents know a rank by; rank 0 is the execution itself."""
+    return f"{x}-r{rank}" if rank else x
+
+
+def lead_of(x: str) -> tuple[str, int]:
+    """The execution that an id belongs to, and which rank of it."""
+    found = _RANK.match(x)
+    return (found.group(1), int(found.group(2))) if found is not None else (x, 0)
 
 
 class Item:
@@ -125,7 +139,7 @@ class Gang:
         lead.gang = self
         for rank in range(1, len(nodes)):
             member = copy.copy(lead)
-            member.x = f"{lead.x}-r{rank}"
+            member.x = rank_id(lead.x, rank)
             member.rank = rank
             member.group = None
             member.story = None

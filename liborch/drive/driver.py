@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
+from liborch.core.things import lead_of
 from liborch.drive.execution import Execution
 from liborch.drive.ground import as_ours, unbroken
 from liborch.drive.orders import remote_folder, spec_from_json, spec_to_json, submitted
 from liborch.drive.outputs import OnOutput, Sink
+from liborch.drive.ranks import open_details, spec_of
 from liborch.drive.recording import NOTHING, decode
 from liborch.drive.rounds import Rounds
 from liborch.drive.targets import Target
@@ -188,14 +190,6 @@ class Driver(Rounds):
             self._idle.clear()
             await self._idle.wait()
 
-    async def turned(self) -> None:
-        """Return after the next round of events was recorded and acted upon. Raises OrchestraError when none will be."""
-        if self.fatal is not None:
-            raise as_ours(self.fatal)
-        if self._turned is None:
-            self._turned = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._turned)
-
     async def wait_handed_over(self, execution: Execution) -> None:
         """Return when a node has the order, and nobody here is needed any more; or when the execution is over.
 
@@ -285,8 +279,9 @@ class Driver(Rounds):
             raise AgentError(target.name, "the link broke", retriable=True)
         async with self._conversations.hold(link) as stream:
             for x in self._strays.on(target.name):
-                row = await self.ask_journal(lambda journal, x=x: journal.execution(x))  # type: ignore[misc]
-                transfer = spec_from_json(row.spec).transfer if row is not None else None
+                lead, rank = lead_of(x)
+                row = await self.ask_journal(lambda journal, x=lead: journal.execution(x))  # type: ignore[misc]
+                transfer = spec_of(spec_from_json(row.spec), rank).transfer if row is not None else None
                 if transfer is not None and transfer.leave != "everything":
                     reply = await link.ask("expand", texts=[remote_folder(transfer, target.directory)])
                     await tidy(stream, transfer, reply["texts"][0], target.directory, target.name)
@@ -319,6 +314,7 @@ class Driver(Rounds):
             count: Highest number of an execution so far.
         """
         self._details.update(details)
+        open_details(self._details)
         self._count = count
         policy = self.core.policy
         last = 0.0

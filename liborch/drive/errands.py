@@ -62,7 +62,7 @@ class Errands(Links):
         return known
 
     async def _stage(self, x: str, target: Target) -> None:
-        execution = self.executions.get(x)
+        execution = self._find(x)
         if execution is None or target.link is None or execution.spec.transfer is None:
             return
         transfer = execution.spec.transfer
@@ -170,7 +170,7 @@ class Errands(Links):
 
     async def _collect(self, x: str, target: Target) -> None:
         """Bring home what an ended execution left: its output, then its results; then tidy up."""
-        execution = self.executions.get(x)
+        execution = self._find(x)
         if execution is None or target.link is None:
             return
         detail = self._details.setdefault(x, {})
@@ -237,6 +237,11 @@ class Errands(Links):
         if not execution.spec.post or self._afterwards is None or item is None or item.ended is None:
             return True
         reason, code = item.ended
+        while item.gang is not None and item.gang.awaited != {item.x}:
+            # It is told of an execution of which everything is here.
+            await self.turned()
+        if item.gang is not None and item.gang.verdict is not None:
+            reason, code, _why = item.gang.verdict
         state = verdict.final_state(reason, code)
         where = (execution.host, target.name)
         result = result_of(execution.id, state, reason, code, "", item.attempt, *where, detail)
@@ -308,7 +313,9 @@ class Errands(Links):
 
     async def _note(self, execution: Execution, detail: dict[str, Any]) -> None:
         """Results are here, and what is on the node goes next: on record first, so that nobody fetches from there again."""
-        change = Change(execution.id, "collecting", record=record_of(detail, {}).decode())
+        if execution.lead:
+            detail = self._details[execution.lead]
+        change = Change(execution.lead or execution.id, "collecting", record=record_of(detail, {}).decode())
         await self._writer.commit(Group(self.orchestration, time.time(), 0, NOTHING, changed=[change]))
 
     async def _follow(self, execution: Execution, detail: dict[str, Any] | None = None) -> None:

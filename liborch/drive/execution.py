@@ -31,6 +31,7 @@ class Execution:
         "following",
         "host",
         "id",
+        "lead",
         "lease",
         "node",
         "ordered",
@@ -50,6 +51,8 @@ class Execution:
         self.host = host
         self.spec = spec
         self.lease = lease
+        #: The execution this is a rank of; "": it is one itself.
+        self.lead = ""
         self.state = "waiting"
         self.node = ""
         self.attempt = 1

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
 from liborch.core.policy import Policy
+from liborch.core.things import lead_of
 from liborch.drive.conversations import Conversations
 from liborch.drive.execution import Execution
+from liborch.drive.ranks import part_of
 from liborch.drive.results import Result
 from liborch.drive.strays import Strays
 from liborch.drive.targets import Target
@@ -75,6 +77,8 @@ class Ground:
         self.untidy: set[str] = set()
         #: What made it impossible to go on.
         self.fatal: BaseException | None = None
+        #: Ranks of executions on several nodes, beside the first.
+        self._ranks: dict[str, Execution] = {}
         #: {execution: {node: its folder there}}
         self._folders: dict[str, dict[str, str]] = {}
         #: {execution: why it could not be brought to its node}
@@ -128,6 +132,27 @@ class Ground:
         """Put an event on its way to the core."""
         self._inbox.append(event)
         self._wake.set()
+
+    async def turned(self) -> None:
+        """Return after the next round of events was recorded and acted upon. Raises OrchestraError when none will be."""
+        if self.fatal is not None:
+            raise as_ours(self.fatal)
+        if self._turned is None:
+            self._turned = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._turned)
+
+    def _find(self, x: str) -> Execution | None:
+        """An execution that is not over, or a rank of one."""
+        found = self.executions.get(x) or self._ranks.get(x)
+        if found is None:
+            lead_id, rank = lead_of(x)
+            lead = self.executions.get(lead_id) if rank else None
+            if lead is not None:
+                found = self._ranks[x] = part_of(lead, rank)
+                item = self.core.items.get(x)
+                if item is not None and item.node is not None:
+                    found.node, found.attempt = item.node.name, item.attempt
+        return found
 
     def _settle(self, execution: Execution, error: OrchestraError | None) -> None:
         """Tell whoever awaits it."""

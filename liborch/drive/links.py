@@ -10,6 +10,7 @@ from liborch.drive.execution import Execution
 from liborch.drive.ground import Ground
 from liborch.drive.link import AgentEvent
 from liborch.drive.orders import remote_folder
+from liborch.drive.ranks import keep_detail
 from liborch.drive.targets import Target, room_of
 from liborch.errors import (
     AgentError,
@@ -96,7 +97,7 @@ class Links(Ground):
         node = self.core.nodes.get(target.name)
         found = {}
         for x in node.items if node is not None else ():
-            execution = self.executions.get(x)
+            execution = self._find(x)
             transfer = execution.spec.transfer if execution is not None else None
             placed = self.core.items[x].state == "PLACED"
             if placed and transfer is not None and target.name not in self._folders.get(x, {}):
@@ -150,9 +151,10 @@ class Links(Ground):
             if n <= target.received:
                 continue
             target.received = n
-            if x in self.executions and kind in ("ended", "started", "held"):
-                _use_our_clock(self.executions[x], attempt, detail, skew_s)
-                self._details[x] = detail
+            execution = self._find(x) if kind in ("ended", "started", "held") else None
+            if execution is not None:
+                _use_our_clock(execution, attempt, detail, skew_s)
+                keep_detail(self._details, execution, target.name, detail)
             if kind == "ended":
                 left = bool(detail.get("files"))
                 inbox.append(ev.Ended(x, attempt, detail["reason"], detail.get("code"), left))

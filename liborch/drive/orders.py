@@ -112,4 +112,5 @@ def submitted(x: str, spec: ExecutionSpec, batch: str, lease: str, *, is_slot: b
         nodes=spec.nodes,
         lease=lease,
         is_slot=is_slot,
+        node_count=spec.node_count,
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+
+from liborch.core.things import rank_id
+from liborch.core.verdict import final_state
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -45,6 +49,8 @@ class Result(msgspec.Struct, frozen=True):
     refused: tuple[tuple[str, str], ...] = ()
     #: How the command ended that was run on this machine after it, as a shell says it; None: none was.
     post_status: int | None = None
+    #: What ran on several nodes: how each rank ended, the first too. The rest of this is rank 0's, but for the verdict.
+    ranks: tuple[Result, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -87,7 +93,7 @@ def result_of(
         state=state.lower(),
         reason=reason,
         exit_code=code if code is not None else detail.get("code"),
-        signal=detail.get("signal"),
+        signal=_cause(detail, reason, code).get("signal"),
         why=why or detail.get("why", ""),
         host=host,
         node=node,
@@ -107,4 +113,24 @@ def result_of(
         fetched_files=detail.get("fetched_files", 0),
         refused=tuple((str(path), str(reason)) for path, reason in detail.get("refused", ())),
         post_status=detail.get("post_status"),
+        ranks=tuple(_ranks(x, attempts, host, detail)) if "ranks" in detail else (),
     )
+
+
+def _cause(detail: dict[str, Any], reason: str, code: int | None) -> dict[str, Any]:
+    """What the node said that the verdict is from."""
+    parts = [detail, *detail.get("ranks", {}).values()]
+    return next((part for part in parts if (part.get("reason"), part.get("code")) == (reason, code)), detail)
+
+
+def _ranks(x: str, attempts: int, host: str, detail: dict[str, Any]) -> Iterator[Result]:
+    """How each rank ended, as far as its node could say."""
+    first = {name: value for name, value in detail.items() if name != "ranks"}
+    for rank, part in sorted(
+        {0: first, **{int(rank): part for rank, part in detail["ranks"].items()}}.items()
+    ):
+        reason = part.get("reason", "")
+        if reason:
+            state = final_state(reason, part.get("code"))
+            node = part.get("node", "")
+            yield result_of(rank_id(x, rank), state, reason, None, "", attempts, host, node, part)

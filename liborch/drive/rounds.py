@@ -14,9 +14,11 @@ from typing import Any
 
 from liborch.core import actions as act
 from liborch.core import events as ev
+from liborch.core.things import lead_of
 from liborch.drive.errands import DISK_S, Errands
 from liborch.drive.execution import Execution
 from liborch.drive.orders import order_of
+from liborch.drive.ranks import environment, part_ids
 from liborch.drive.recording import Recorded, encode
 from liborch.drive.results import record_of, result_of
 from liborch.drive.targets import Target
@@ -136,7 +138,7 @@ class Rounds(Errands):
         if error is None:
             return
         for x in self.core.nodes[node].items:
-            execution = self.executions.get(x)
+            execution = self.executions.get(lead_of(x)[0])
             if execution is not None:
                 self._settle(execution, error)
             grant = self._grants.get(x)
@@ -171,8 +173,9 @@ class Rounds(Errands):
                 item = self.core.items.get(event.x)
                 if item is not None and item.state == "COLLECTING":
                     # It will be acknowledged, so whoever takes over has to find it here.
-                    states[event.x] = "collecting"
-                    records[event.x] = record_of(self._details.get(event.x, {}), {}).decode()
+                    x = event.x if item.gang is None else item.gang.members[0].x
+                    states[x] = "collecting" if item.gang is None or item.gang.is_over else "running"
+                    records[x] = record_of(self._details.get(x, {}), {}).decode()
         for action in actions:
             if isinstance(action, act.Hand):
                 self._moved(action.x, "placed", action.node)
@@ -182,6 +185,7 @@ class Rounds(Errands):
                 states[action.x] = "staging"
             elif isinstance(action, act.Retry):
                 states[action.x] = "waiting"
+                self._details.get(action.x, {}).pop("ranks", None)
             elif isinstance(action, act.Finish):
                 states.pop(action.x, None)
                 final.append(self._final(action))
@@ -205,7 +209,7 @@ class Rounds(Errands):
         return changes + final
 
     def _moved(self, x: str, state: str, node: str) -> None:
-        execution = self.executions.get(x)
+        execution = self._find(x)
         if execution is not None:
             execution.node = node
             item = self.core.items.get(x)
@@ -274,7 +278,7 @@ class Rounds(Errands):
             elif isinstance(action, act.Collect):
                 self._spawn_for(action.x, self._collect(action.x, self.targets[action.node]))
             elif isinstance(action, act.Unstage):
-                execution = self.executions.get(action.x)
+                execution = self._find(action.x)
                 if execution is not None and execution.spec.transfer is not None:
                     staging = self._by_execution.pop(action.x, None)
                     if staging is not None:
@@ -334,7 +338,7 @@ class Rounds(Errands):
         if target.slots.gpu_ids:
             common["gpu_ids"] = list(target.slots.gpu_ids)
         for hand in hands:
-            execution = self.executions.get(hand.x)
+            execution = self._find(hand.x)
             if execution is None:
                 continue
             item = self.core.items.get(hand.x)
@@ -358,6 +362,9 @@ class Rounds(Errands):
         if spec.transfer is not None:
             folder = self._folder(execution)
             variables = {**spec.transfer.variables, "RUNAWAY_PATH": target.directory, "RUNAWAY_PWD": folder}
+        item = self.core.items.get(execution.id)
+        if item is not None and item.gang is not None:
+            variables |= environment(item, item.gang, self.targets, self._pool)
         return order_of(spec, folder=folder, variables=variables, lease=execution.lease)
 
     def _folder(self, execution: Execution) -> str:
@@ -371,11 +378,18 @@ class Rounds(Errands):
         execution = self.executions.pop(action.x, None)
         if execution is None:
             return
-        self._folders.pop(action.x, None)
-        self._tidying_of.pop(action.x, None)
+        self._forget(action.x)
+        for x in part_ids(action.x, execution.spec.node_count):
+            self._ranks.pop(x, None)
+            self._details.pop(x, None)
+            self._forget(x)
         self._end(execution, action)
         self._tell("finished", action.x, state=action.state, reason=action.reason, why=action.why)
         self._look_idle()
+
+    def _forget(self, x: str) -> None:
+        self._folders.pop(x, None)
+        self._tidying_of.pop(x, None)
 
     def _end(self, execution: Execution, action: act.Finish) -> None:
         error = self._errors.pop(action.x, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from liborch.core import actions as act
+from liborch.core.things import rank_id
 
 
 class Strays:
@@ -36,10 +37,18 @@ class Strays:
                 if action.node not in nodes:
                     self._sent[action.x] = (*nodes, action.node)
             elif isinstance(action, act.Finish):
-                nodes = self._sent.pop(action.x, ())
-                # One that was collected is tidied where it ended; only a lost one is not.
-                if len(nodes) > 1 or (nodes and action.state == "LOST"):
-                    self._left[action.x] = nodes
+                self._finish(action.x, action.state)
+                rank = 1
+                while self._finish(rank_id(action.x, rank), action.state):
+                    rank += 1
+
+    def _finish(self, x: str, state: str) -> bool:
+        """Whether anything of it was sent anywhere."""
+        nodes = self._sent.pop(x, ())
+        # One that was collected is tidied where it ended; only a lost one is not.
+        if len(nodes) > 1 or (nodes and state == "LOST"):
+            self._left[x] = nodes
+        return bool(nodes)
 
     def on(self, node: str) -> list[str]:
         """Executions that are over, and may have left a folder on a node."""

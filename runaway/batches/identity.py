@@ -28,6 +28,7 @@ def identity(
     parameters: Mapping[str, str],
     resources: Resources,
     node: str = "",
+    node_count: int = 1,
 ) -> str:
     """Return the name of a content: 32 hexadecimal digits.
 
@@ -38,6 +39,7 @@ def identity(
         parameters: In any order.
         resources: What was asked for; fields at their defaults do not count, so that a new kind of resource changes no name.
         node: Where it is to run, where that is part of what was asked for (`--each`); "": wherever.
+        node_count: On how many nodes at once.
     """
     asked = {
         name: value
@@ -47,6 +49,8 @@ def identity(
     content: list[object] = [VERSION, snapshot_id, list(command), list(arguments), dict(parameters), asked]
     if node:
         content.append(node)
+    if node_count > 1:
+        content.append(node_count)
     # ASCII with sorted keys: one text for one content; bytes that are no UTF-8 become escapes of their own.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
@@ -61,16 +65,19 @@ def identities(
     command: Sequence[str],
     resources: Resources,
     nodes: Sequence[str] = (),
+    node_count: int = 1,
 ) -> Iterator[tuple[str, Planned]]:
     """Yield each execution of a plan with its identity and, behind a `#`, which one with that content it is, from 1.
 
     They come in the order of the plan, and are counted in the order before shuffling, so that the same repetition has the same
-    number whatever the order. `nodes`: with `--each`, where each repetition runs.
+    number whatever the order. `nodes`: with `--each`, where each repetition runs. `node_count`: on how many nodes at once.
     """
 
     def content(planned: Planned) -> str:
         node = nodes[planned.repetition] if nodes else ""
-        return identity(snapshot_id, command, planned.arguments, planned.parameters, resources, node)
+        return identity(
+            snapshot_id, command, planned.arguments, planned.parameters, resources, node, node_count
+        )
 
     seen = Occurrences()
     if not plan.is_shuffled:

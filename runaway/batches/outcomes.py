@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from liborch import patterns
+from liborch.core.things import lead_of
 from liborch.drive.execution import Execution
 from liborch.drive.results import Result
 from liborch.errors import StorageError
@@ -75,6 +76,12 @@ class Outcomes:
     def write(self, execution: Execution, result: Result) -> str:
         """Write what one left; returns the folder. From any thread. Raises StorageError."""
         folder = self.folder(execution, result)
+        self._write_into(folder, result)
+        for each in result.ranks[1:]:
+            self._write_into(f"{folder}/rank{lead_of(each.id)[1]}", each)
+        return folder
+
+    def _write_into(self, folder: str, result: Result) -> None:
         try:
             os.makedirs(folder, exist_ok=True)
             _write(f"{folder}/ecode", b"%s\n" % _code(result).encode())
@@ -95,7 +102,6 @@ class Outcomes:
                 error.errno or 0,
                 "writing what an execution left",
             ) from error
-        return folder
 
     def folder(self, execution: Ended, result: Result) -> str:
         """Where it goes, now that everything is known."""

@@ -205,3 +205,11 @@ def test_pausing_stops_every_rank() -> None:
     assert story.tell(ev.Started("g-r1", 1)) == [act.Pause("g-r1", 1, "n2")]
     story.tell(ev.Paused("g", 1), ev.Paused("g-r1", 1))
     assert story.tell(ev.ResumeAsked("g")) == [act.Resume("g", 1, "n1"), act.Resume("g-r1", 1, "n2")]
+
+
+def test_a_rank_that_is_killed_while_it_is_stopped_ends_it() -> None:
+    story = nodes((1, 0, 0), (1, 0, 0))
+    story.tell(gang(), ev.Started("g", 1), ev.Started("g-r1", 1), ev.PauseAsked("g"))
+    story.tell(ev.Paused("g-r1", 1), ev.Ended("g-r1", 1, "signal", None), ev.Ended("g", 1, "cancelled"))
+    assert story.end("g").reason == "signal"
+    story.finished()
