@@ -11,12 +11,14 @@ import contextlib
 import functools
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 import liborch
+from liborch.agent.captures import Captures
 from tests.cli.person import Person, wait_until
 from tests.lab.hosts import Host
 from tests.lab.machine import Process
@@ -128,6 +130,27 @@ def test_a_batch_on_a_full_disk_says_that_what_did_well_may_have_left_less(node:
         node.run("rm -f /root/.full")
         done = asker.run("batch", "h1", "echo", "--", "there")
         assert done.returncode == 0, told(done)
+
+
+def test_a_disk_that_was_full_for_a_moment_is_held_against_what_ran_then(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], check=True)
+    try:
+        captures = Captures(str(tmp_path))
+        capture = captures.open(0, "x.1", False)
+        began = time.monotonic()
+        assert captures.trouble(capture.out, began) == ""
+        with contextlib.suppress(OSError), open(tmp_path / "full", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        captures.look()
+        (tmp_path / "full").unlink()
+        assert "the node's disk is full" in captures.trouble(capture.out, began)
+        assert captures.trouble(capture.out, time.monotonic()) == ""
+        capture.done()
+        for fd in captures.pairs.pop(0):
+            os.close(fd)
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 @pytest.mark.parametrize("what", ["blocks", "inodes"])
