@@ -199,6 +199,18 @@ def full_view(row: ExecutionRow, life: dict[str, Any]) -> dict[str, Any]:
         "collect_error": detail.get("collect_error"),
         "post_status": detail.get("post_status"),
         "variables": hide_values(detail.get("variables", {})),
+        "ranks": [
+            {
+                "node": each.node,
+                "state": each.state,
+                "reason": each.reason,
+                "exit_code": each.exit_code,
+                "signal": each.signal,
+                "duration_s": each.duration_s,
+                "peak_memory_bytes": each.peak_memory_bytes,
+            }
+            for each in result_of_row(row).ranks
+        ],
         "spec": spec,
     }
 

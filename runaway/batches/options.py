@@ -43,6 +43,7 @@ class BatchOptions:
     on: tuple[str, ...]
     exclude: tuple[str, ...]
     each: bool
+    nodes: int
     slots: int | None
     retries: int
     retry_on: tuple[str, ...]

@@ -111,6 +111,7 @@ async def resume_batch(
             compare, prepared, codes, snapshot, known, old=old, retry_failed=options.retry_failed
         )
         noted = {
+            "keys": prepared.keys,
             "snapshots": codes,
             "former_snapshots": old,
             "max_failures": options.max_failures,
@@ -123,8 +124,9 @@ async def resume_batch(
         await withdraw(driver, rest.withdrawn)
         batch.progress.before.update(rest.kept)
         kept = sum(rest.kept.values())
+        left = prepared.plan.count - kept
         messages.stage(
-            f"going on with {row.id[:8]}: {kept} of {prepared.plan.count} have a verdict, {len(rest.new)} are new"
+            f"going on with {row.id[:8]}: {kept} of {prepared.plan.count} have a verdict, {left} to go"
         )
         common = prepared.common(snapshot)
         first = driver.count + 1
@@ -148,16 +150,19 @@ def _note(journal: Journal, batch: str, changed: dict[str, Any]) -> None:
 
 
 def find_batch(journal: Journal, prepared: Prepared, text: str | None) -> OrchestrationRow:
-    """The batch that is meant: by a prefix of its id, or the last one of this folder and script. Raises UnknownName."""
+    """The batch that is meant: by a prefix of its id, or the last one of this command line, else of this script. Raises UnknownName."""
     if text is not None:
         found = journal.find_orchestrations(text)
         row = journal.orchestration(found[0] if text == "last" and found else resolve_prefix(text, found))
         if row is None or row.kind != "batch":
             raise UnknownName("batch", text, hint="runaway ps --batches lists them")
         return row
-    for row in journal.orchestrations(kind="batch"):
-        if json.loads(row.details).get("key") == prepared.key:
-            return row
+    rows = journal.orchestrations(kind="batch")
+    known = [json.loads(row.details).get("keys", ()) for row in rows]
+    for key in prepared.keys:
+        for row, keys in zip(rows, known, strict=True):
+            if key in keys:
+                return row
     raise UnknownName(
         "batch",
         prepared.options.script,
@@ -227,7 +232,7 @@ def compare(
 
 def _named(prepared: Prepared, codes: list[str]) -> Iterator[tuple[dict[str, str], Planned]]:
     """Each execution of the plan, with its identity under each code."""
-    what = (prepared.script.argv, prepared.resources, prepared.each)
+    what = (prepared.script.argv, prepared.resources, prepared.each, prepared.options.nodes)
     lists = [identities(prepared.plan, code, *what) for code in codes]
     for several in zip(*lists, strict=True):
         yield {code: name for code, (name, _) in zip(codes, several, strict=True)}, several[0][1]

@@ -73,10 +73,17 @@ class Prepared:
         return Resources(self.options.cpus, self.options.mem, gpus)
 
     @property
-    def key(self) -> str:
-        """What `--resume` knows a batch again by: the folder and the script, not how it is run."""
-        text = json.dumps([str(self.cwd), self.options.script])
-        return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+    def keys(self) -> list[str]:
+        """What `--resume` knows a batch again by, the first that fits: script, arguments and hosts; script and arguments; script. All
+        in this folder, and in their words: what is in files may have changed."""
+        o = self.options
+        script = [str(self.cwd), o.script]
+        source = [*script, o.template, o.arguments_file, o.grids, o.csv, o.jsonl, o.repeats]
+        whole = [*source, o.remotes, o.output_folder, o.outputs_file]
+        return [
+            hashlib.sha256(json.dumps(each).encode("ascii")).hexdigest()[:32]
+            for each in (whole, source, script)
+        ]
 
     @property
     def title(self) -> str:
@@ -118,6 +125,7 @@ class Prepared:
             walltime_s=options.walltime,
             retries=options.retries,
             retry_on=options.retry_on,
+            node_count=options.nodes,
             transfer=transfer,
             post=self.post,
         )
@@ -194,6 +202,7 @@ def prepare(
         if options.repeats > 1:
             raise SpecError("--each and --repeats at once; expected one of them")
         each = tuple(target.name for profile in profiles for target in targets_of(profile))
+    _check_nodes(options, profiles)
     for other in profiles[1:]:
         if other.execution != profiles[0].execution:
             one = profiles[0] if profiles[0].execution else other
@@ -253,6 +262,21 @@ def prepare(
     return Prepared(options, profiles, script, plan, where, sending, own, cwd, post, each)
 
 
+def _check_nodes(options: BatchOptions, profiles: list[HostProfile]) -> None:
+    """Raises SpecError when there are fewer nodes than an execution is to run on."""
+    if options.nodes == 1:
+        return
+    if options.each:
+        raise SpecError("--each and --nodes at once; expected one of them")
+    if options.follow:
+        raise SpecError("--follow and --nodes at once: output of several nodes is collected at its end")
+    known = [target.name for profile in profiles for target in targets_of(profile)]
+    if len(known) < options.nodes:
+        raise SpecError(
+            f"--nodes {options.nodes}: {options.remotes} has {len(known)}, {', '.join(known)}; name more hosts, or a profile with `nodes`"
+        )
+
+
 async def run_batch(options: BatchOptions, background: Background | None = None) -> int:
     """Do what `runaway batch` says; returns the exit status. Raises OrchestraError.
 
@@ -306,7 +330,7 @@ async def begin_batch(
     details = details_of(
         prepared.profiles,
         folders,
-        key=prepared.key,
+        keys=prepared.keys,
         snapshots=[snapshot],
         cwd=str(prepared.cwd),
         max_failures=options.max_failures,
@@ -330,7 +354,14 @@ async def begin_batch(
             for target in targets_of(profile):
                 driver.add(target)
         driver.connect()
-        planned = identities(prepared.plan, snapshot, prepared.script.argv, prepared.resources, prepared.each)
+        planned = identities(
+            prepared.plan,
+            snapshot,
+            prepared.script.argv,
+            prepared.resources,
+            prepared.each,
+            prepared.options.nodes,
+        )
         rows = new_rows(prepared, common, shared, snapshot, planned, first=1)
         return await batch.see_through(driver, lambda feeder: enter(driver, rows, feeder))
 

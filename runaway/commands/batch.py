@@ -76,6 +76,14 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--exclude", multiple=True, metavar="HOST", help="Not there. May be repeated.")
 @click.option("--each", is_flag=True, help="Once on every node.")
+@click.option(
+    "--nodes",
+    "-N",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Each execution on so many nodes at once; see RUNAWAY_RANK.",
+)
 @click.option("--slots", type=click.IntRange(1), metavar="N", help="Executions at a time on each node.")
 @click.option(
     "--retries", type=click.IntRange(0), default=2, metavar="N", show_default=True, help="Further attempts."

@@ -55,6 +55,7 @@ def _lines(fields: dict[str, Any], state: str, directory: str) -> list[tuple[str
         format_size(resources["memory_bytes"]) if resources.get("memory_bytes") else "",
         f"{resources['gpus']} GPUs" if resources.get("gpus") else "",
         f"at most {format_duration(spec['walltime_s'])}" if spec.get("walltime_s") else "",
+        f"on {spec['node_count']} nodes" if spec.get("node_count", 1) > 1 else "",
     ]
     where = (
         fields["host"] if fields["node"] in (None, fields["host"]) else f"{fields['host']}, {fields['node']}"
@@ -86,6 +87,10 @@ def _lines(fields: dict[str, Any], state: str, directory: str) -> list[tuple[str
         ("results", _results(fields)),
         ("trouble", fields["collect_error"] or ""),
     ]
+    for number, rank in enumerate(fields["ranks"]):
+        code = f" (exit {rank['exit_code']})" if rank["exit_code"] else ""
+        took = f", took {format_duration(rank['duration_s'])}" if rank["duration_s"] is not None else ""
+        lines.append((f"rank {number}", f"{rank['node']}: {rank['state']}{code}{took}"))
     lines += [("not let in", f"{path}: {why}") for path, why in fields["refused"]]
     lines += [("left set", f"{name}={value}") for name, value in fields["variables"].items()]
     return lines
