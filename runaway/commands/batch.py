@@ -106,7 +106,9 @@ if TYPE_CHECKING:
     help="Do elsewhere what is on a node that cannot be reached for so long.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the last batch of this script: only what has no verdict yet."
+    "--resume",
+    is_flag=True,
+    help="Go on with the last batch of this command line, else of this script: only what has no verdict yet.",
 )
 @click.option("--batch", metavar="BATCH", help="Which batch --resume means.")
 @click.option("--retry-failed", is_flag=True, help="With --resume: also what failed.")

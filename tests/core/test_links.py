@@ -326,6 +326,23 @@ def test_a_node_that_comes_back_smaller_or_larger_is_counted_as_it_is() -> None:
     assert story.machine.nodes["n1"].free_cpus == 3 - (1 if story.machine.items["b"].has_room else 0)
 
 
+def test_a_node_without_room_gives_back_what_has_not_started_and_gets_nothing_more() -> None:
+    """So a node is closed that is no longer chosen."""
+    story = Story()
+    story.node("n1", cpus=1)
+    story.tell(ev.Submitted("a"), ev.Started("a", 1), ev.Submitted("b"))
+    assert (story.where("b"), story.state("b")) == ("n1", "PLACED")
+    story.tell(ev.Restarted())
+    story.node("n2", cpus=1)
+    caused = story.opened("n1", cpus=0, holding=(("a", 1, "running"), ("b", 1, "queued")))
+    assert act.Recall("b", 1, "n1") in caused
+    assert not [each for each in caused if isinstance(each, act.Cancel)]
+    story.tell(ev.Recalled("b", 1), ev.Submitted("c"))
+    assert (story.where("b"), story.where("c")) == ("n2", "n2")
+    story.tell(ev.Ended("a", 1, "exit", 0), ev.Submitted("d"))
+    assert (story.state("a"), story.state("d")) == ("SUCCEEDED", "WAITING")
+
+
 def test_the_same_events_and_seed_give_the_same_actions() -> None:
     def play(seed: int) -> list[act.AnyAction]:
         machine = Orchestration(None, random.Random(seed))

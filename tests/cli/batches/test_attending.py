@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 
 import pytest
 
@@ -182,6 +183,35 @@ def test_counts_know_what_is_planned_what_ended_and_what_was_done_again(person: 
         assert journal.withdraw("b", 9.0) == 2
         assert journal.withdraw("b", 9.0) == 0
         assert journal.counts("b") == {"lost": 1, "running": 1, "cancelled": 2}
+
+
+def test_counts_are_those_of_looking_at_each_whatever_was_withdrawn_and_added(person: Person) -> None:
+    """Counting relies on what is planned coming behind what was submitted: also after a kill, and with another plan."""
+
+    def check() -> int:
+        records = Records(places(person.environment))
+        [row] = records.journal.orchestrations(kind="batch")
+        each = Counter(execution.state for execution in records.journal.each_result(row.id))
+        assert records.journal.counts(row.id) == dict(each)
+        return sum(each[state] for state in ("succeeded", "failed", "lost"))
+
+    def run_until(ended: int, *words: str) -> None:
+        client = person.start("batch", "local", "true", "-A", "../lines", *words)
+        wait_until(
+            "some have ended", lambda: sum(x["counts"].get("succeeded", 0) for x in batches(person)) >= ended
+        )
+        client.kill()
+        client.communicate()
+
+    lines = person.write("../lines", "".join(f"{n}\n" for n in range(6000)))
+    run_until(20)
+    done = check()
+    lines.write_text("".join(f"{n}\n" for n in range(7000, 0, -2)))
+    run_until(done + 50, "--resume")
+    assert check() > done
+    assert person.run("kill", "last").returncode == 0
+    check()
+    assert batch(person)["driven"] is False
 
 
 def test_followed_lines_say_whose_they_are_and_stay_whole(person: Person) -> None:

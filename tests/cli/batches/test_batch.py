@@ -67,8 +67,25 @@ def test_a_batch_that_succeeded_is_0_and_resuming_it_runs_nothing(person: Person
     assert person.run(*command).returncode == 0
     again = person.run(*resumed(command, "--resume"))
     assert again.returncode == 0, again.stderr.decode()
-    assert b"5 of 5 have a verdict, 0 are new" in again.stderr
+    assert b"5 of 5 have a verdict, 0 to go" in again.stderr
     assert count_lines(person.root / "ran") == 5
+
+
+def test_resume_finds_the_batch_of_its_own_command_line_behind_others_of_the_script(person: Person) -> None:
+    person.write("run.sh", "exit 0\n")
+    command = ("batch", "local", "run.sh", "--grid", "n=1..4")
+    assert person.run(*command).returncode == 0
+    assert person.run("batch", "local", "run.sh", "--grid", "n=7").returncode == 0
+    # Mistyped, with no such host.
+    assert person.run("batch", "nowhere.invalid", "run.sh", "--grid", "n=1..4").returncode == 255
+    assert b"4 of 4 have a verdict, 0 to go" in person.run(*command, "--resume").stderr
+    # With another grid the last one of the script is meant; from then on it is known by that.
+    more = (*command[:-1], "n=7..8", "--resume")
+    assert (
+        b"0 of 2 have a verdict"
+        in person.run("batch", "local", "run.sh", "--grid", "n=7..8", "--resume").stderr
+    )
+    assert b"2 of 2 have a verdict" in person.run(*more).stderr
 
 
 def test_lines_that_were_added_run_and_lines_that_moved_do_not(person: Person) -> None:

@@ -114,4 +114,4 @@ def test_each_is_once_on_every_node(person: Person) -> None:
     done = person.run("batch", "local", "true", "--each", "--json")
     assert [json.loads(line)["node"] for line in done.stdout.splitlines()] == ["local"]
     again = person.run("batch", "local", "true", "--each", "--resume")
-    assert b"1 of 1 have a verdict, 0 are new" in again.stderr
+    assert b"1 of 1 have a verdict, 0 to go" in again.stderr
