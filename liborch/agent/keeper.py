@@ -56,6 +56,8 @@ ANNOUNCE_S = 0.1
 #: Events are gathered for so long while more work is queued: one message for many, and no slot waits for it.
 GATHER_S = 0.004
 GATHER_MOST = 64
+#: After an order that the node could not start, be it for want of disk or of processes, none is tried for so long, in seconds.
+REST_S = 1.0
 #: How often a disk that took no more is tried again, and our own folder looked for while something runs.
 RETRY_S = 1.0
 #: How often capture files that nobody asked for are looked at.
@@ -80,6 +82,7 @@ class Keeper:
         #: Owners with a client just now.
         self.present = frozenset()
         self.retiring = False
+        self.is_resting = False
         self.gone = False
         self.busy_since = time.monotonic()
         self.poll = select.epoll()
@@ -134,9 +137,6 @@ class Keeper:
         for _item, key, order in accepted:
             if key in wrong:
                 self._refuse(order, wrong[key])
-            elif self.ledger.stuck:
-                # Not on record, so it must not be started; another node may have room for it.
-                self._end_queued(order, key, self.ledger.why_stuck(), reason="node")
             else:
                 self._queue(order, key)
 
@@ -158,14 +158,21 @@ class Keeper:
         self.ledger.close_order(key_of(order["x"], order["a"]))
 
     def fill(self):
-        """Start what fits. Nothing new while claims cannot be put on record."""
+        """Start what fits. Nothing new while claims cannot be put on record.
+
+        What cannot be started ends, for another node may do it, but one at a time: a disk that is full for a moment, or for
+        good, must not use up all that is waiting.
+        """
         room = self.room
-        while room.used_cpus < room.cpus and self.queues and not self.ledger.stuck:
+        while room.used_cpus < room.cpus and self.queues and not self.is_resting:
             order = self.queues.pop_fitting(lambda o: room.fits(*orders.wishes(o)))
             if order is None:
                 return
             key = key_of(order["x"], order["a"])
-            if order.get("hold"):
+            if self.ledger.stuck:
+                self._end_queued(order, key, self.ledger.why_stuck(), reason="node")
+                self._rest()
+            elif order.get("hold"):
                 hold = self._take_hold(order, key)
                 detail = {"slot": hold.slot, "cores": list(hold.cores), "gpus": hold.gpus}
                 self.ledger.event(order["o"], "held", order["x"], order["a"], detail)
@@ -196,13 +203,23 @@ class Keeper:
             run.capture = self.captures.open(run.slot, key, own_files)
             self.starter.start(run, gpus)
         except (OSError, ValueError, TypeError) as error:
-            self.ends.not_started(run, self.starter.why_not(run, error))
+            verdict = self.starter.why_not(run, error)
+            if verdict["reason"] == "node":
+                self._rest()
+            self.ends.not_started(run, verdict)
             return
         if run.terminal is not None:
             self.terminals[run.terminal] = run
             self.poll.register(run.terminal, select.EPOLLIN)
         self.ends.begin(run)
         self.fresh.append(run)
+
+    def _rest(self):
+        self.is_resting = True
+        self.timers.at(REST_S, self._go_on)
+
+    def _go_on(self):
+        self.is_resting = False
 
     def _free(self, run):
         """Nothing of a run is left: its room is somebody else's."""

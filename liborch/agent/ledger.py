@@ -27,6 +27,9 @@ OWNER_LEASE_S = 7 * 86400.0
 #: What belongs to an owner that has been away for so long when a keeper starts is dropped.
 OWNER_KEPT_S = 60 * 86400.0
 
+#: More events than a keeper tells in its life while its disk takes nothing.
+UNRECORDED = 1 << 32
+
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -163,6 +166,10 @@ class Ledger:
 
     def begin(self, boot):
         """Open the log for writing. Raises OSError."""
+        if self.segments:
+            # What an earlier keeper told while its disk was full is on no log. Clients drop a number they heard before: none of
+            # those is used again, also when that keeper could not even put on record where it began.
+            self.event_number = max(self.event_number + UNRECORDED, int(time.time() * 1e6))
         self.log = log.Log(self.folder)
         if self.log.number not in self.segments:
             self.segments[self.log.number] = {"last": {}, "open": 0}

@@ -311,14 +311,9 @@ def ends_of(client: Client) -> list[list[str]]:
     return [event[2:4] for event in client.events if event[2] == "ended"]
 
 
-def test_verdicts_come_home_when_the_log_takes_nothing_more_and_work_goes_on_afterwards(
-    small_disk: Node,
-) -> None:
-    client = small_disk.client("me", cpus=2)
-    go = small_disk.home / "go"
-    client.sh("early", f"until [ -e {go} ]; do sleep 0.01; done; exit 7")
-    client.event("started", "early")
-    filler = fill(small_disk)
+def fill_log(node: Node, client: Client) -> Path:
+    """Leave no room for what goes on record; returns what takes it."""
+    filler = fill(node)
     pad = {"PAD": "p" * 60_000}
     # One after the other, until the log takes no more: the last is refused, or waits because it could not be claimed.
     for n in range(12):
@@ -329,7 +324,18 @@ def test_verdicts_come_home_when_the_log_takes_nothing_more_and_work_goes_on_aft
         )
         if client.settle()["stuck"]:
             break
-    assert str(small_disk.state) in client.settle()["stuck"]
+    assert str(node.state) in client.settle()["stuck"]
+    return filler
+
+
+def test_verdicts_come_home_when_the_log_takes_nothing_more_and_work_goes_on_afterwards(
+    small_disk: Node,
+) -> None:
+    client = small_disk.client("me", cpus=2)
+    go = small_disk.home / "go"
+    client.sh("early", f"until [ -e {go} ]; do sleep 0.01; done; exit 7")
+    client.event("started", "early")
+    filler = fill_log(small_disk, client)
     refused = [event[5] for event in client.events if event[2] == "ended" and event[5]["reason"] == "node"]
     assert all("No space left on device" in each["why"] for each in refused)
     go.touch()
@@ -344,6 +350,26 @@ def test_verdicts_come_home_when_the_log_takes_nothing_more_and_work_goes_on_aft
     again.run("true", "w")
     numbers = [line[0] for line in small_disk.log() if isinstance(line[0], int)]
     assert numbers == sorted(set(numbers))
+
+
+def test_events_that_were_told_and_are_on_no_log_do_not_hide_those_of_the_next_keeper(
+    small_disk: Node,
+) -> None:
+    client = small_disk.client("me", cpus=4)
+    go = small_disk.home / "go"
+    for n in range(3):
+        client.sh(f"early{n}", f"until [ -e {go} ]; do sleep 0.01; done")
+        client.event("started", f"early{n}")
+    filler = fill_log(small_disk, client)
+    go.touch()
+    for n in range(3):
+        client.ended(f"early{n}")
+    heard = max(event[0] for event in client.events)
+    small_disk.kill("keeper")
+    filler.unlink()
+    again = small_disk.client("me", ack=heard)
+    assert again.run("echo news", "news")["out"] == "news\n"
+    assert min(event[0] for event in again.events) > heard
 
 
 def test_a_read_only_disk_is_named_and_verdicts_still_come(small_disk: Node) -> None:

@@ -245,10 +245,10 @@ def test_log_segments_go_once_they_are_acknowledged_and_numbers_go_on(node: Node
     assert len(list(node.state.glob("log.*"))) <= 2
     last = client.events[-1][0]
     assert last >= 300
-    # A keeper that starts on a log without any event left counts on.
+    # A keeper that starts on a log without any event left counts on, past what is on no log.
     node.replace_keeper(client)
     client.run("true", "after")
-    assert client.events[-1][0] == last + 1
+    assert client.events[-1][0] > last
 
 
 @pytest.mark.soak

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: After its client has ended, what served it on a node ends within so many seconds.
 QUIET_S = 10.0
+#: What an sshd calls itself while nobody has logged in: the packets of somebody who is gone were dropped.
+HALF_OPEN = ("[accepted]", "[net]", "[preauth]")
 
 
 def look(tried: Round) -> None:
@@ -79,7 +81,22 @@ def ran_once(tried: Round, results: dict[int, ExecutionRow]) -> None:
     from tests.lab.durability import SLOTS
 
     deadly = tried.schedule.count("keeper") * SLOTS + tried.schedule.count("execution")
+    # A node whose disk is full cannot start one a second.
+    full_s = sum(fault.length_s + 3 for fault in tried.schedule.faults if fault.kind == "node disk")
+    deadly += int(full_s)
     assert again <= deadly, f"{again} attempts were repeated; at most {deadly} were lost"
+
+
+def not_over(tried: Round, most: int = 2) -> list[str]:
+    """What is on record of some that are not over; of some that did not do well when all are."""
+    with Journal.open(tried.person.state / "orchestra" / "journal.db", readonly=True) as journal:
+        batches = journal.orchestrations(kind="batch")
+        rows = journal.executions(batches[0].id) if batches else []
+    left = [row for row in rows if row.ended_at is None] or [row for row in rows if row.state != "succeeded"]
+    told = [f"{len(left)} are not over, or not well, such as:"] if left else []
+    for row in left[:most]:
+        told += [f" {row.id}: {row.state} ({row.reason}), attempt {row.attempt}", *records_of(tried, row.id)]
+    return told
 
 
 def records_of(tried: Round, x: str) -> list[str]:
@@ -165,6 +182,8 @@ def strangers(host: Host) -> list[str]:
         except OSError:
             continue
         if process.pid == 1 or process.argv[0].startswith("sshd: /usr/sbin/sshd"):
+            continue
+        if name == "sshd" and any(word in process.command for word in HALF_OPEN):
             continue
         if name in ("orch-keeper", "orch-talker"):
             agents[name] += 1

@@ -174,7 +174,7 @@ class Round:
         names = ",".join(host.alias for host in self.hosts)
         return [
             "batch", names, script, "-A", "../lines", "-O", "../folders", "--slots", str(SLOTS),
-            "--retries", "20", "--retry-on", "lost,signal",
+            "--retries", "20", "--retry-on", "lost,signal,node",
         ]  # fmt: skip
 
     def prepare(self) -> None:
@@ -387,7 +387,7 @@ def durable_person(lab: Lab, root: Path) -> Iterator[Person]:
 
 def try_seed(lab: Lab, seed: int, root: Path, *, soak: bool = False, tag: str = "") -> Round:
     """One round, and what must be true afterwards. Raises AssertionError with the whole story."""
-    from tests.lab.aftermath import look
+    from tests.lab.aftermath import look, not_over
 
     schedule = Schedule.of(seed, soak=soak)
     with durable_person(lab, root) as person:
@@ -396,9 +396,10 @@ def try_seed(lab: Lab, seed: int, root: Path, *, soak: bool = False, tag: str = 
             tried.run()
             look(tried)
         except AssertionError as error:
+            left = not_over(tried)
             tried.wipe()
             raise AssertionError(
-                f"{error}\n{tried.story()}\nagain: python -m tests.lab.durability {seed}"
+                "\n".join([str(error), tried.story(), *left, f"again: python -m tests.lab.durability {seed}"])
             ) from error
         finally:
             tried.close()

@@ -22,6 +22,7 @@ ONCE_FAILED = {
     110: "the same, of one that ended just when another client took over",
     114: "the disk had room again when the one whose output was cut ended",
     118: "the same, of output that was cut in its middle",
+    201: "events told while a disk was full hid those of the next keeper: the batch waited for ever",
 }
 FIFTY = range(201, 251)
 
