@@ -18,7 +18,7 @@ from typing import Any
 
 RUNAWAY = str(Path(sys.executable).with_name("runaway"))
 #: Seconds after which a batch is taken to hang.
-MOST_S = 180
+MOST_S = 400
 
 
 @contextlib.contextmanager

@@ -53,9 +53,6 @@ ended_fields = starts.ended_fields
 IDLE_S = 300.0
 #: An execution still running after this is announced as started; shorter ones say it with their end.
 ANNOUNCE_S = 0.1
-#: Events are gathered for so long while more work is queued: one message for many, and no slot waits for it.
-GATHER_S = 0.004
-GATHER_MOST = 64
 #: After an order that the node could not start, be it for want of disk or of processes, none is tried for so long, in seconds.
 REST_S = 1.0
 #: How often a disk that took no more is tried again, and our own folder looked for while something runs.
@@ -546,12 +543,7 @@ class Keeper:
             if self.fresh and now - self.fresh[0].started >= ANNOUNCE_S:
                 self.announce(now)
             self.fill()
-            unsent = self.ledger.unsent
-            if unsent and (
-                not len(self.queues)
-                or len(unsent) >= GATHER_MOST
-                or time.monotonic() - self.ledger.unsent_since >= GATHER_S
-            ):
+            if self.ledger.unsent and time.monotonic() >= self.ledger.tell_at(len(self.queues)):
                 self.line.send_events(self.ledger.take_unsent())
         self.enforcer.close()
         self.ledger.close()
@@ -561,7 +553,7 @@ class Keeper:
         if self.fresh:
             until = min(until, self.fresh[0].started + ANNOUNCE_S)
         if self.ledger.unsent:
-            until = min(until, self.ledger.unsent_since + GATHER_S)
+            until = min(until, self.ledger.tell_at(len(self.queues)))
         return self.poll.poll(max(0.0, until - time.monotonic()) + 0.0005)
 
     def _pump(self, fd):

@@ -26,6 +26,12 @@ key_of = orders.key_of
 OWNER_LEASE_S = 7 * 86400.0
 #: What belongs to an owner that has been away for so long when a keeper starts is dropped.
 OWNER_KEPT_S = 60 * 86400.0
+#: Events are gathered for so long, in seconds, while more work is queued: one message for many, and no slot waits for it.
+GATHER_S = 0.004
+#: The same while so many times more is queued than there is to tell: it is far from running dry.
+GATHER_LONG_S = 0.025
+GATHER_SHARE = 4
+GATHER_MOST = 64
 
 #: More events than a keeper tells in its life while its disk takes nothing.
 UNRECORDED = 1 << 32
@@ -258,6 +264,13 @@ class Ledger:
         if not self.unsent:
             self.unsent_since = time.monotonic()
         self.unsent.append((name, number, text, ended))
+
+    def tell_at(self, queued):
+        """When to tell what is unsent, with so many orders queued: a client that hands more over needs to hear of ends in time."""
+        count = len(self.unsent)
+        if not queued or count >= GATHER_MOST:
+            return 0.0
+        return self.unsent_since + (GATHER_LONG_S if queued >= GATHER_SHARE * count else GATHER_S)
 
     def take_unsent(self):
         """Return the events that are to be sent now, and forget them here."""
