@@ -53,7 +53,7 @@ ended_fields = starts.ended_fields
 IDLE_S = 300.0
 #: An execution still running after this is announced as started; shorter ones say it with their end.
 ANNOUNCE_S = 0.1
-#: After an order that the node could not start, be it for want of disk or of processes, none is tried for so long, in seconds.
+#: After an order that the node could not start, none is tried for so long, in seconds: trouble must not use up all that waits.
 REST_S = 1.0
 #: How often a disk that took no more is tried again, and our own folder looked for while something runs.
 RETRY_S = 1.0
@@ -79,7 +79,7 @@ class Keeper:
         #: Owners with a client just now.
         self.present = frozenset()
         self.retiring = False
-        self.is_resting = False
+        self.rested_at = 0.0
         self.gone = False
         self.busy_since = time.monotonic()
         self.poll = select.epoll()
@@ -155,13 +155,9 @@ class Keeper:
         self.ledger.close_order(key_of(order["x"], order["a"]))
 
     def fill(self):
-        """Start what fits. Nothing new while claims cannot be put on record.
-
-        What cannot be started ends, for another node may do it, but one at a time: a disk that is full for a moment, or for
-        good, must not use up all that is waiting.
-        """
+        """Start what fits. What cannot be started, or be put on record before, ends: another node may do it."""
         room = self.room
-        while room.used_cpus < room.cpus and self.queues and not self.is_resting:
+        while room.used_cpus < room.cpus and self.queues and time.monotonic() >= self.rested_at:
             order = self.queues.pop_fitting(lambda o: room.fits(*orders.wishes(o)))
             if order is None:
                 return
@@ -212,11 +208,8 @@ class Keeper:
         self.fresh.append(run)
 
     def _rest(self):
-        self.is_resting = True
-        self.timers.at(REST_S, self._go_on)
-
-    def _go_on(self):
-        self.is_resting = False
+        self.rested_at = time.monotonic() + REST_S
+        self.timers.at(REST_S, self.fill)
 
     def _free(self, run):
         """Nothing of a run is left: its room is somebody else's."""
