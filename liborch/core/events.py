@@ -128,6 +128,8 @@ class Staged(Event, frozen=True):
 
     x: str
     node: str
+    #: For which attempt they were brought: what was on its way for an earlier one may be gone again. 0: not told.
+    attempt: int = 0
 
 
 class StageFailed(Event, frozen=True):
@@ -137,6 +139,8 @@ class StageFailed(Event, frozen=True):
     why: str
     #: Where they were being brought; "": where they are now meant to go.
     node: str = ""
+    #: As for Staged.
+    attempt: int = 0
 
 
 class Started(Event, frozen=True):

@@ -157,11 +157,11 @@ class Gangs(Placement):
             assert gang.verdict is not None
             self._disband(gang)
             self._move(lead, "retry")
-            if gang.is_said:
-                # Agents start an attempt once; what could not even be told costs none of those allowed.
-                self._out.append(act.Retry(lead.x, lead.attempt, gang.verdict[0]))
-                lead.attempt += 1
-                lead.retries += gang.goes_back
+            # Agents start an attempt once, and what is still being brought is for this one. What could not even be told to
+            # a node costs none of those allowed.
+            self._out.append(act.Retry(lead.x, lead.attempt, gang.verdict[0]))
+            lead.attempt += 1
+            lead.retries += gang.goes_back
             lead.started_at = None
             lead.cancelling = False
             self._requeue(lead)

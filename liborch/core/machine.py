@@ -221,6 +221,8 @@ class Orchestration(Reach):
         item = self.items.get(event.x)
         if item is None or item.state != "STAGING" or item.node is None or item.node.name != event.node:
             return
+        if event.attempt not in (0, item.attempt):
+            return
         self._move(item, "staged")
         if self.draining and not item.lease and (item.gang is None or not item.gang.is_said):
             self._out.append(act.Unstage(item.x, item.node.name))
@@ -232,7 +234,7 @@ class Orchestration(Reach):
         item = self.items.get(event.x)
         if item is None or item.state != "STAGING" or item.node is None:
             return
-        if event.node and event.node != item.node.name:
+        if (event.node and event.node != item.node.name) or event.attempt not in (0, item.attempt):
             return
         if item.gang is not None:
             self._rank_over(item, "staging", None, event.why)

@@ -15,6 +15,7 @@ import msgspec
 
 from liborch.core import events as ev
 from liborch.core import verdict
+from liborch.core.things import lead_of
 from liborch.drive.execution import Execution
 from liborch.drive.follow import follow
 from liborch.drive.link import AgentLink
@@ -66,13 +67,14 @@ class Errands(Links):
         if execution is None or target.link is None or execution.spec.transfer is None:
             return
         transfer = execution.spec.transfer
+        number = execution.attempt
         tidying = self._tidying_of.get(x)
         if tidying is not None:
             await asyncio.wait([tidying])
         try:
             snapshot = await self.snapshots.of(transfer)
         except OrchestraError as error:
-            self._stage_failed(x, target, error)
+            self._stage_failed(x, target, number, error)
             return
         there = (target.name, snapshot.id)
         # The first one sends, and those who come meanwhile find it there.
@@ -102,7 +104,7 @@ class Errands(Links):
                     return
                 passing = isinstance(error, TransferError | AgentError) and error.retriable
                 if not passing or attempt == TRANSFER_TRIES:
-                    self._stage_failed(x, target, error)
+                    self._stage_failed(x, target, number, error)
                     return
                 await asyncio.sleep(0.2 * attempt)
             else:
@@ -115,12 +117,12 @@ class Errands(Links):
                     bytes=report.sent_bytes,
                     folder=folder,
                 )
-                self.post(ev.Staged(x, target.name))
+                self.post(ev.Staged(x, target.name, number))
                 return
 
-    def _stage_failed(self, x: str, target: Target, error: OrchestraError) -> None:
-        self._errors[x] = error
-        self.post(ev.StageFailed(x, str(error), target.name))
+    def _stage_failed(self, x: str, target: Target, attempt: int, error: OrchestraError) -> None:
+        self._errors[lead_of(x)[0]] = error
+        self.post(ev.StageFailed(x, str(error), target.name, attempt))
 
     async def _unstage(
         self,
@@ -141,17 +143,17 @@ class Errands(Links):
     def _alone_in(self, execution: Execution, target: Target) -> contextlib.AbstractAsyncContextManager[None]:
         """Where folders are shared, nothing is sent to one while it is tidied."""
         transfer = execution.spec.transfer
-        if transfer is None or execution.id in transfer.remote_folder:
+        if transfer is None or (execution.lead or execution.id) in transfer.remote_folder:
             return contextlib.nullcontext()
         return self._locks.setdefault((target.name, transfer.remote_folder), asyncio.Lock())
 
     def _is_shared(self, execution: Execution, target: Target) -> bool:
         """Whether another execution that is not over has the same folder on a node."""
         transfer, node = execution.spec.transfer, self.core.nodes.get(target.name)
-        if transfer is None or node is None or execution.id in transfer.remote_folder:
+        if transfer is None or node is None or (execution.lead or execution.id) in transfer.remote_folder:
             return False
         others = [
-            self.executions.get(x) for x in node.items if x != execution.id and x not in self._done_there
+            self._find(x) for x in node.items if x != execution.id and x not in self._done_there
         ]
         specs = [other.spec.transfer for other in others if other is not None]
         return any(spec is not None and spec.remote_folder == transfer.remote_folder for spec in specs)

@@ -99,7 +99,8 @@ def result_of(
         node=node,
         slot=detail.get("slot"),
         attempts=attempts,
-        started_at=detail.get("start"),
+        # Of several nodes, the first may have been the one that never started.
+        started_at=next((part["start"] for part in _parts(detail) if "start" in part), None),
         duration_s=detail.get("dur"),
         cpu_s=detail.get("cpu"),
         peak_memory_bytes=detail.get("rss") or None,
@@ -119,8 +120,12 @@ def result_of(
 
 def _cause(detail: dict[str, Any], reason: str, code: int | None) -> dict[str, Any]:
     """What the node said that the verdict is from."""
-    parts = [detail, *detail.get("ranks", {}).values()]
-    return next((part for part in parts if (part.get("reason"), part.get("code")) == (reason, code)), detail)
+    said = (part for part in _parts(detail) if (part.get("reason"), part.get("code")) == (reason, code))
+    return next(said, detail)
+
+
+def _parts(detail: dict[str, Any]) -> list[dict[str, Any]]:
+    return [detail, *detail.get("ranks", {}).values()]
 
 
 def _ranks(x: str, attempts: int, host: str, detail: dict[str, Any]) -> Iterator[Result]:

@@ -204,8 +204,9 @@ class Client:
             case act.Resume(x=x, attempt=attempt, node=node):
                 self._send(node, lambda agent: agent.resume([(x, attempt)]))
             case act.Stage(x=x, node=node):
-                failed = ev.StageFailed(x, "it will not fit", node)
-                self._bring(x, node, ev.Staged(x, node), failed)
+                number = self.machine.items[x].attempt if x in self.machine.items else 0
+                failed = ev.StageFailed(x, "it will not fit", node, number)
+                self._bring(x, node, ev.Staged(x, node, number), failed)
             case act.Collect(x=x, node=node):
                 self._bring(x, node, ev.Collected(x), ev.Collected(x, "the folder is gone"))
             case act.Unstage(x=x):

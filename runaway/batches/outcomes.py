@@ -77,8 +77,10 @@ class Outcomes:
         """Write what one left; returns the folder. From any thread. Raises StorageError."""
         folder = self.folder(execution, result)
         self._write_into(folder, result)
-        for each in result.ranks[1:]:
-            self._write_into(f"{folder}/rank{lead_of(each.id)[1]}", each)
+        for each in result.ranks:
+            rank = lead_of(each.id)[1]
+            if rank:
+                self._write_into(f"{folder}/rank{rank}", each)
         return folder
 
     def _write_into(self, folder: str, result: Result) -> None:
@@ -129,7 +131,7 @@ def variables_of(execution: Ended, result: Result) -> dict[str, str]:
         "RUNAWAY_ECODE": _code(result),
         "RUNAWAY_STDOUT": result.stdout.decode("latin-1"),
         "RUNAWAY_STDERR": result.stderr.decode("latin-1"),
-        "RUNAWAY_NODES": result.node,
+        "RUNAWAY_NODES": " ".join(each.node for each in result.ranks) or result.node,
         "RUNAWAY_NODE_ID": result.node,
         "RUNAWAY_HANDLE_ID": str(result.slot),
     }

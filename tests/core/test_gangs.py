@@ -80,6 +80,15 @@ def test_all_of_it_is_tried_again() -> None:
     story.finished()
 
 
+def test_files_brought_for_an_earlier_attempt_are_none_for_the_next() -> None:
+    story = nodes((1, 0, 0), (1, 0, 0))
+    story.tell(gang(staged=True, retries=1, retry_on=("exit:1",)), ev.Staged("g-r1", "n2", 1))
+    story.tell(ev.Ended("g-r1", 1, "exit", 1))
+    # On its way when the first attempt was given up; what it speaks of is being removed.
+    assert story.tell(ev.Staged("g", "n1", 1), ev.StageFailed("g", "broken off", "n1", 1)) == []
+    assert story.tell(ev.Staged("g", "n1", 2)) == [act.Hand("g", 2, "n1")]
+
+
 def test_a_person_ends_it_on_all_nodes() -> None:
     story = nodes((1, 0, 0), (1, 0, 0))
     story.tell(gang(retries=5, retry_on=("cancelled", "exit:1")))
