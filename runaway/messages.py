@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -60,17 +61,19 @@ class Messages:
             self.error(text)
 
     def _line(self, text: str, color: str) -> None:
-        if self._bar_shown:
-            sys.stderr.write("\r\x1b[K")
-            self._bar_shown = False
         text = neutral(text)
         if self._stamps:
             text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
-        if self.above is not None:
-            self.above(text, color)
-            return
-        sys.stderr.write(f"\x1b[{color}m{text}\x1b[0m\n" if self.has_color else f"{text}\n")
-        sys.stderr.flush()
+        # Where nobody reads any more, what is told of goes on, and must not be broken by telling.
+        with contextlib.suppress(OSError):
+            if self._bar_shown:
+                sys.stderr.write("\r\x1b[K")
+                self._bar_shown = False
+            if self.above is not None:
+                self.above(text, color)
+                return
+            sys.stderr.write(f"\x1b[{color}m{text}\x1b[0m\n" if self.has_color else f"{text}\n")
+            sys.stderr.flush()
 
     def progress(self, what: str) -> Any:
         """Return a callback for a transfer, or None where bars are not shown."""
@@ -93,12 +96,13 @@ class Messages:
                 f"{files}/{all_files} files, {left} left"
             )
             # A line that wraps cannot be written over: on a narrow terminal each step would leave one behind.
-            sys.stderr.write(f"\r\x1b[K{text[: width() - 1]}")
-            sys.stderr.flush()
-            self._bar_shown = True
-            if done >= total:
-                sys.stderr.write("\r\x1b[K")
-                self._bar_shown = False
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"\r\x1b[K{text[: width() - 1]}")
+                sys.stderr.flush()
+                self._bar_shown = True
+                if done >= total:
+                    sys.stderr.write("\r\x1b[K")
+                    self._bar_shown = False
 
         return show
 

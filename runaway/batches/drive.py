@@ -17,9 +17,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from liborch.command_line import CLOSED_PIPE
 from liborch.core import events as ev
 from liborch.core.policy import Policy
 from liborch.drive.driver import Driver
@@ -99,9 +101,16 @@ class Batch:
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._driver: Driver | None = None
         self._interrupted = False
+        #: Nobody reads our stdout any more.
+        self._broken = False
         #: All of it is to end: what waits is withdrawn.
         self._killed = False
-        self._follower = Follower(dict(os.environ), folders.state / "outputs") if follow else None
+        loop = asyncio.get_running_loop()
+        self._follower = None
+        if follow:
+            outputs = folders.state / "outputs"
+            broken = partial(loop.call_soon_threadsafe, self._break)
+            self._follower = Follower(dict(os.environ), outputs, broken)
         self._told_down: set[str] = set()
         #: Their ends are not counted.
         self._disregarded: set[str] = set()
@@ -155,7 +164,7 @@ class Batch:
             if not work.done():
                 driver.detached = True
                 self._say_left()
-                return 130
+                return CLOSED_PIPE if self._broken else 130
             work.result()
         finally:
             work.cancel()
@@ -287,7 +296,10 @@ class Batch:
                 from runaway.seeing import result_as_dict
 
                 line = {**result_as_dict(result), "parameters": execution.spec.parameters}
-                print(json.dumps(line), flush=True)
+                try:
+                    print(json.dumps(line), flush=True)
+                except OSError:
+                    self._break()
         most = self._max_failures
         if most is not None and self.progress.failed >= most and self.state == "going":
             self.progress.too_many = True
@@ -377,6 +389,14 @@ class Batch:
         await self._posts.close(for_good=self._killed)
         # That they are over is no event; the driver is to look once more.
         driver.post(ev.Tick())
+
+    def _break(self) -> None:
+        """Whoever read our stdout has gone: what runs goes on without us."""
+        if not self._broken:
+            self._broken = True
+            self._tells_ends = False
+            self._messages.error("stdout was closed")
+            self._leave()
 
     def _leave(self) -> None:
         if not self._left.done():

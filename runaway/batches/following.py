@@ -33,9 +33,13 @@ class Follower:
 
     Args:
         outputs: The folder in which output too large for a verdict was collected.
+        broken: Called, from any thread, when nobody reads stdout any more; nothing is written then. None: BrokenPipeError.
     """
 
-    def __init__(self, environment: Mapping[str, str], outputs: Path) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], outputs: Path, broken: Callable[[], object] | None = None
+    ) -> None:
+        self._broken = broken
         self._outputs = outputs
         self._followed: set[str] = set()
         self._colors = {
@@ -99,8 +103,14 @@ class Follower:
         if name in self._tames:
             lines = [Neutral().feed(line) for line in lines]
         view = memoryview(b"".join(head + line + b"\n" for line in lines))
-        while view:
-            view = view[os.write(1 if name == "out" else 2, view) :]
+        try:
+            while view:
+                view = view[os.write(1 if name == "out" else 2, view) :]
+        except BrokenPipeError:
+            if self._broken is None:
+                raise
+            if name == "out":
+                self._broken()
 
 
 class Watch:

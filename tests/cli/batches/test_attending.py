@@ -92,6 +92,33 @@ def test_an_onlooker_takes_over_when_the_client_is_killed(person: Person) -> Non
     assert sorted((person.root / "ran").read_text().split()) == list("1234")
 
 
+def test_a_reader_that_goes_away_leaves_the_batch_to_go_on_with(person: Person) -> None:
+    person.write("run.sh", f'echo "$1" >> {person.root}/ran; echo "line $1"; [ "$1" = 1 ] || sleep 0.5\n')
+    for how in ("--json", "--follow"):
+        client = person.start("batch", "local", "run.sh", "--slots", "1", how, "--", "{1;2;3;4}")
+        assert client.stdout is not None
+        assert client.stderr is not None
+        assert client.stdout.readline()
+        client.stdout.close()
+        said = client.stderr.read()
+        assert client.wait(30) == 141, said.decode()
+        assert b"stdout was closed" in said
+        assert b"go on: the same command with --resume" in said
+        assert b"Traceback" not in said
+        assert person.run("attach", "last").returncode == 0
+    assert sorted((person.root / "ran").read_text().split()) == sorted("1234" * 2)
+
+
+def test_nobody_has_to_read_what_is_said_about_it(person: Person) -> None:
+    person.write("run.sh", "sleep 0.3\n")
+    client = person.start("batch", "local", "run.sh", "-V", "--slots", "1", "-x", "3")
+    assert client.stderr is not None
+    client.stderr.readline()
+    client.stderr.close()
+    assert client.wait(30) == 0
+    assert batch(person)["counts"] == {"succeeded": 3}
+
+
 def test_killing_a_batch_ends_what_runs_and_starts_nothing_more(person: Person) -> None:
     client = begin(person, "{1;2;3;4;5} 0")
     id = str(batch(person)["id"])
