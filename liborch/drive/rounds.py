@@ -32,6 +32,10 @@ ACK_S = 1.0
 #: With more executions than this under way, rounds are so far apart, in seconds: fewer, larger messages and commits.
 BUSY_EXECUTIONS = 64
 PACE_S = 0.008
+#: Beside slow rounds (a busy machine, a slow disk) they are so many times as far apart, up to so many seconds: what a round
+#: costs whatever it holds stays a small part of all work. No slot waits for it: nodes hold orders for longer.
+PACE_ROUNDS = 3
+PACE_MOST_S = 0.05
 
 
 class Rounds(Errands):
@@ -41,6 +45,8 @@ class Rounds(Errands):
         self, orchestration: str, writer: Writer, pool: Pool, state_folder: Path, **options: Any
     ) -> None:
         super().__init__(orchestration, writer, pool, state_folder, **options)
+        #: How long the last round took, in seconds.
+        self._round_s = 0.0
         self._pump_task = asyncio.ensure_future(self._pump())
 
     async def _pump(self) -> None:
@@ -49,7 +55,9 @@ class Rounds(Errands):
                 await self._wait_for_events()
                 if self._closing and not self._inbox:
                     return
+                began = self.now()
                 await self._turn()
+                self._round_s = self.now() - began
         except asyncio.CancelledError:
             raise  # By `_shut`, which tells everybody.
         except BaseException as error:
@@ -59,7 +67,7 @@ class Rounds(Errands):
 
     async def _wait_for_events(self) -> None:
         if len(self.executions) > BUSY_EXECUTIONS and not self._closing:
-            await asyncio.sleep(PACE_S)
+            await asyncio.sleep(min(max(PACE_S, PACE_ROUNDS * self._round_s), PACE_MOST_S))
         # `close` may have asked while the last round was being written: clearing its wake-up would wait for ever.
         if self._inbox or self._closing:
             return
