@@ -53,7 +53,7 @@ ended_fields = starts.ended_fields
 IDLE_S = 300.0
 #: An execution still running after this is announced as started; shorter ones say it with their end.
 ANNOUNCE_S = 0.1
-#: After an order that the node could not start, none is tried for so long, in seconds: trouble must not use up all that waits.
+#: After an order that cannot be started none is tried for so long, in seconds: trouble must not use up all that waits.
 REST_S = 1.0
 #: How often a disk that took no more is tried again, and our own folder looked for while something runs.
 RETRY_S = 1.0
@@ -157,8 +157,10 @@ class Keeper:
     def fill(self):
         """Start what fits. What cannot be started, or be put on record before, ends: another node may do it."""
         room = self.room
+        for message in self.ledger.take_put_off():
+            self._on_message(message)
         while room.used_cpus < room.cpus and self.queues and time.monotonic() >= self.rested_at:
-            order = self.queues.pop_fitting(lambda o: room.fits(*orders.wishes(o)))
+            order = self.queues.pop_fitting(lambda o: room.fits(*orders.wishes(o)) and self.ledger.may_go(o))
             if order is None:
                 return
             key = key_of(order["x"], order["a"])
@@ -172,9 +174,6 @@ class Keeper:
             else:
                 self._start(order, key)
 
-    def _cores_for(self, order):
-        return self.cores.take(order.get("cpus"), order.get("numa"))
-
     def _start(self, order, key):
         """Claim, then start."""
         run = starts.Run(order, key)
@@ -185,7 +184,7 @@ class Keeper:
         else:
             run.slot, gpus = self.room.take(*orders.wishes(order))
             run.room = needs + (gpus,)
-            run.cores = self._cores_for(order)
+            run.cores = self.cores.take(order.get("cpus"), order.get("numa"))
         run.grace_s = float(order.get("grace", 10.0))
         self.ledger.claim(run.x, run.a, run.slot)
         self.runs[key] = run
@@ -243,7 +242,8 @@ class Keeper:
     def _take_hold(self, order, key):
         needs = orders.needs(order)
         slot, gpus = self.room.take(*orders.wishes(order))
-        hold = self.holds[order["x"]] = slots.Hold(order["o"], key, slot, needs, gpus, self._cores_for(order))
+        cores = self.cores.take(order.get("cpus"), order.get("numa"))
+        hold = self.holds[order["x"]] = slots.Hold(order["o"], key, slot, needs, gpus, cores)
         return hold
 
     def on_unhold(self, message):
@@ -392,8 +392,8 @@ class Keeper:
         """Take back orders that have not started."""
         for x, attempt in message["ids"]:
             key = key_of(x, attempt)
-            order = self.queues.remove(key)
-            if order is not None:
+            if key in self.queues and not self.ledger.puts_off(key, message):
+                order = self.queues.remove(key)
                 self.ledger.event(order["o"], "recalled", x, attempt, {})
                 self.ledger.close_order(key)
 
@@ -404,10 +404,10 @@ class Keeper:
                 self.on_unhold({"owner": message["owner"], "lease": x})
                 continue
             key = key_of(x, attempt)
-            order = self.queues.remove(key)
             run = self.runs.get(key)
-            if order is not None:
-                self._end_queued(order, key, "before it started")
+            if key in self.queues:
+                if not self.ledger.puts_off(key, message):
+                    self._end_queued(self.queues.remove(key), key, "before it started")
             elif run is not None:
                 if message.get("grace") is not None:
                     self.ends.hurry(run, float(message["grace"]))

@@ -93,6 +93,10 @@ class Ledger:
         #: errno of the failure to write, 0 while all is well.
         self.stuck = 0
         self._backlog = []
+        #: Keys of orders that came since then: no log holds them.
+        self.unrecorded = set()
+        #: Messages by which orders that are on record shall not start: kept until that can be put on record, too.
+        self.put_off = []
 
     def __repr__(self):
         return "<Ledger %s: %d events, %d segments%s>" % (
@@ -228,6 +232,7 @@ class Ledger:
                 self.log.append(self._backlog[at] + b"\n")
                 at += 1
             self.stuck = 0
+            self.unrecorded.clear()
         except OSError as error:
             self.stuck = error.errno or 5
         del self._backlog[:at]
@@ -285,6 +290,29 @@ class Ledger:
             self._open_order(key_of(item[0], item[1]), number)
         # The segment is the one before the line: writing it may begin the next.
         self._write(["O", owner, common, items])
+        if self.stuck:
+            self.unrecorded.update(key_of(item[0], item[1]) for item in items)
+
+    def puts_off(self, key, message):
+        """Whether a message that takes an order from the queue has to wait; it is carried out later then.
+
+        A keeper that is killed is followed by one that goes on with what is on record. A client that was told that an order
+        does not start may have given it to another node.
+        """
+        waits = bool(self.stuck) and key in self.segment_of and key not in self.unrecorded
+        if waits:
+            x, attempt = key.rsplit(".", 1)
+            self.put_off.append({**message, "ids": [[x, int(attempt)]]})
+        return waits
+
+    def may_go(self, order):
+        """Whether an order may leave the queue. While nothing can be put on record, what is there stays for whoever comes next."""
+        return not self.stuck or key_of(order["x"], order["a"]) in self.unrecorded
+
+    def take_put_off(self):
+        """Return the messages that can be carried out now, and forget them."""
+        messages, self.put_off = ([], self.put_off) if self.stuck else (self.put_off, [])
+        return messages
 
     def claim(self, x, attempt, slot):
         """Say, before a process exists, that this attempt is started."""

@@ -84,6 +84,8 @@ class Campaign(World):
         self._mean_s = 0.9 * self.hours * HOUR_S * cores / self.requests
         self._last_request = self.hours * HOUR_S
         self._brew(self._last_request)
+        for _ in range(int(self.hours / 5)):
+            self.later(self.rng.uniform(0.0, self._last_request), self._fill_disk)
         self.later(0.0, self._feed)
 
     def absence_s(self) -> float:
@@ -147,6 +149,18 @@ class Campaign(World):
         self._cut(node, 120.0)
         self.nodes[node].kill_keeper("reboot: the node was restarted while it ran")
 
+    def _fill_disk(self) -> None:
+        """Often the keeper is killed just then: whoever makes room restarts more than that."""
+        node = self.nodes[self._some_node()]
+        node.fill_disk()
+        length_s = self.rng.choice((10.0, 600.0, HOUR_S))
+        if self.rng.random() < 0.5:
+            self.later(self.rng.uniform(0.0, length_s), node.kill_keeper)
+        if self.rng.random() < 0.5:
+            # And somebody types Ctrl-C to see what is wrong.
+            self.later(self.rng.uniform(0.0, length_s), self._drain)
+        self.later(length_s, node.free_disk)
+
     def _lose_state(self) -> None:
         node = self._some_node()
         self.wiped.add(node)
@@ -187,7 +201,7 @@ class Campaign(World):
         if told is not None and told[0] == "lost":
             return
         node = self.given[x, attempt]
-        if node in self.gone or node in self.wiped:
+        if node in self.gone or node in self.wiped or (x, attempt) in self.nodes[node].forgotten:
             return
         for since, until in self.outages.get(node, ()):
             if since + GIVE_UP_S <= self.now <= until + NOTICED_S:

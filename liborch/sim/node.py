@@ -3,7 +3,8 @@
 The real one is `liborch.agent.keeper`; room and queues are its own code. What is kept of it: orders wait first come, first
 served within an owner; a claim comes before a start; ends are told until they are acknowledged; what ran when the keeper
 was killed is lost and what waited goes on; a cancel of something never heard of is an end, and whatever still
-comes for it never starts.
+comes for it never starts. While its disk is full ends are told and nothing starts; of a keeper that is killed then, the
+next one knows what was on record before.
 
 Time and the carrying of messages are the owner's: see `world.py` (a heap) and `agents.py` (an event loop).
 """
@@ -11,6 +12,7 @@ Time and the carrying of messages are the owner's: see `world.py` (a heap) and `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,6 +23,9 @@ _slots: Any = _untyped
 
 #: An execution still running after this is announced as started; shorter ones say it with their end.
 ANNOUNCE_S = 0.1
+
+#: Numbers of events that a killed keeper may have used, and nobody after it uses again.
+UNRECORDED = 1 << 32
 
 Key = tuple[str, int]
 #: [number, owner, kind, id, attempt, detail]
@@ -93,6 +98,8 @@ class SimNode:
         self._on_events = on_events
         self._on_start = on_start
         self._generation = 0
+        #: Attempts of which an end may have been told that the next keeper knew nothing of.
+        self.forgotten: set[Key] = set()
         self._begin()
 
     def _begin(self) -> None:
@@ -109,6 +116,10 @@ class SimNode:
         self.holds: dict[str, tuple[dict[str, Any], int, list[str]]] = {}
         self.claimed: set[Key] = set()
         self._leaving: set[str] = set()
+        #: What is on record while the disk takes nothing more: (last event, orders, keys claimed and not ended); None: all is.
+        self._record: tuple[int, dict[Key, dict[str, Any]], set[Key]] | None = None
+        #: Recalls and cancels that wait for the disk.
+        self._put_off: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<SimNode {self.name}: {len(self.runs)} run, {len(self.queues)} wait, {len(self.holds)} held>"
@@ -158,6 +169,9 @@ class SimNode:
     def recall(self, ids: list[Key]) -> None:
         """Give orders back that have not started."""
         for key in ids:
+            if self._must_wait(key):
+                self._put_off.append(partial(self.recall, [key]))
+                continue
             order = self.queues.remove(key)
             if order is not None:
                 del self.open[key]
@@ -167,6 +181,9 @@ class SimNode:
     def cancel(self, owner: str, ids: list[Key]) -> None:
         """End executions, queued, running, or still to come; a slot is given back."""
         for key in ids:
+            if self._must_wait(key):
+                self._put_off.append(partial(self.cancel, owner, [key]))
+                continue
             order = self.queues.remove(key)
             run = self.runs.get(key)
             if order is not None:
@@ -216,12 +233,38 @@ class SimNode:
 
     # ------------------------------------------------------------------ what happens to it
 
+    def fill_disk(self) -> None:
+        """Nothing can be put on record any more."""
+        if self._record is None:
+            self._record = (self.number, dict(self.open), set(self.runs))
+
+    def free_disk(self) -> None:
+        """There is room again: all of it is on record."""
+        self._record = None
+        put_off, self._put_off = self._put_off, []
+        for again in put_off:
+            again()
+        self._fill()
+
+    def _must_wait(self, key: Key) -> bool:
+        return (
+            self._record is not None and key in self._record[1] and key in self.open and key not in self.runs
+        )
+
     def kill_keeper(self, why: str = "keeper: its keeper process was killed while it ran") -> None:
-        """What runs is lost, what waits goes on; slots are asked for again."""
-        lost = list(self.runs.items())
+        """What runs is lost, what waits goes on; slots are asked for again. A full disk is mended by who looks after it."""
+        lost = {key: run.order for key, run in self.runs.items()}
         self._clear_room()
-        for key, run in lost:
-            self._end_event(run.order["o"], key, "lost", None, {"why": why})
+        if self._record is not None:
+            number, self.open, claimed = self._record
+            lost = {key: order for key, order in self.open.items() if key in claimed}
+            for owner, events in self.events.items():
+                self.events[owner] = [event for event in events if event[0] <= number]
+            self.number = number + UNRECORDED
+            self._record, self._put_off = None, []
+            self.forgotten.update(lost)
+        for key, order in lost.items():
+            self._end_event(order["o"], key, "lost", None, {"why": why})
             self.open.pop(key, None)
         self.queues = _slots.Queues()
         for key, order in self.open.items():
@@ -246,7 +289,7 @@ class SimNode:
 
     def _fill(self) -> None:
         room = self.room
-        while self.queues:
+        while self.queues and self._record is None:
             order = self.queues.pop_fitting(lambda waiting: room.fits(*_needs(waiting)))
             if order is None:
                 return

@@ -360,7 +360,8 @@ class World:
         for event in node.events.values():
             number, _owner, kind, x, attempt, detail = event[-1]
             if kind == "ended" and number == node.number:
-                self.verdicts[x, attempt] = (detail["reason"], detail["code"])
+                # The first counts; who comes after a killed keeper may know nothing of it.
+                self.verdicts.setdefault((x, attempt), (detail["reason"], detail["code"]))
         self.client.told(name)
 
     def on_action(self, action: act.AnyAction) -> None:

@@ -372,6 +372,28 @@ def test_events_that_were_told_and_are_on_no_log_do_not_hide_those_of_the_next_k
     assert min(event[0] for event in again.events) > heard
 
 
+@pytest.mark.parametrize(("kind", "answer"), [("recall", "recalled"), ("cancel", "ended")])
+def test_an_order_on_record_is_given_back_only_when_that_can_be_put_on_record(
+    small_disk: Node, kind: str, answer: str
+) -> None:
+    client = small_disk.client("me", cpus=2)
+    go = small_disk.home / "go"
+    client.sh("first", f"until [ -e {go} ]; do sleep 0.01; done")
+    client.sh("second", "echo never", cpus=2)
+    client.event("started", "first")
+    filler = fill_log(small_disk, small_disk.client("other", cpus=2))
+    client.tell(kind, "second")
+    client.settle()
+    # Killed now, it would be followed by one that finds the order on record, and starts it.
+    assert client.count(answer, "second") == 0
+    filler.unlink()
+    client.event(answer, "second")
+    go.touch()
+    client.ended("first")
+    client.settle()
+    assert client.count("started", "second") == 0
+
+
 def test_a_read_only_disk_is_named_and_verdicts_still_come(small_disk: Node) -> None:
     client = small_disk.client("me")
     client.sh("x", "sleep 0.5; exit 6")

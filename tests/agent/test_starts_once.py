@@ -221,7 +221,7 @@ def test_what_was_cancelled_before_it_came_never_starts(node: Node) -> None:
 
 def test_an_owner_that_stays_away_longer_than_its_lease_is_ended(node: Node) -> None:
     client = node.client("short", cpus=1, lease_s=0.3)
-    other = node.client("other")
+    other = node.client("other", cpus=1)
     client.sh("x", "sleep 300")
     client.sh("waiting", leave_a_line(node, "waiting"))
     client.event("started", "x")

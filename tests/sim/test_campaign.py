@@ -9,6 +9,7 @@ import pytest
 from liborch.core import events as ev
 from liborch.errors import InvariantError
 from liborch.sim.campaign import HOUR_S, Campaign
+from liborch.sim.node import SimNode
 
 SOAK_SEEDS = int(os.environ.get("ORCHESTRA_SEEDS", "400"))
 #: Twenty batches, each of more than fifty hours.
@@ -75,3 +76,12 @@ def test_room_that_is_not_given_back_is_noticed() -> None:
     campaign.later(HOUR_S, lambda: campaign.nodes["n0"].room.take(1, 0, 0))
     with pytest.raises(InvariantError):
         campaign.run()
+
+
+@pytest.mark.parametrize("seed", [6, 11])
+def test_an_agent_that_gives_orders_back_before_that_is_on_record_is_noticed(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimNode, "_must_wait", lambda _self, _key: False)
+    with pytest.raises(InvariantError, match="started twice"):
+        Campaign(seed).run()

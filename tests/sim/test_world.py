@@ -126,6 +126,32 @@ def test_the_agents_double_loses_what_ran_and_keeps_what_waited_when_its_keeper_
     assert list(desk.node.runs) == [("b", 1)]
 
 
+def test_the_agents_double_gives_an_order_back_when_its_disk_takes_that() -> None:
+    desk = Desk()
+    desk.order("a", "b", "c")
+    desk.node.fill_disk()
+    desk.node.recall([("b", 1)])
+    desk.until(50.0)
+    assert desk.said() == [("started", "a"), ("ended", "a")]
+    desk.node.free_disk()
+    assert desk.said()[2:] == [("recalled", "b")]
+    assert list(desk.node.runs) == [("c", 1)]
+
+
+def test_the_agents_double_repeats_no_number_that_a_killed_keeper_told_while_its_disk_was_full() -> None:
+    desk = Desk()
+    desk.until(1.0)
+    desk.order("a", "b")
+    desk.node.fill_disk()
+    desk.until(20.0)
+    told = desk.node.number
+    desk.node.kill_keeper()
+    assert [event[2:4] for event in desk.node.events["me"]] == [["ended", "a"]]
+    assert desk.node.events["me"][0][5]["reason"] == "lost"
+    assert desk.node.events["me"][0][0] > told
+    assert list(desk.node.runs) == [("b", 1)]
+
+
 def test_the_agents_double_refuses_what_it_has_no_room_for() -> None:
     desk = Desk(cpus=2)
     desk.order("a", cpus=3)
