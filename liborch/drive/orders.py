@@ -11,6 +11,8 @@ from liborch.core import events as ev
 from liborch.profiles import procedures
 from liborch.specs import ExecutionSpec, Transfer
 
+# Made once: `json.dumps` makes one for each text.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode_spec = msgspec.json.Decoder(ExecutionSpec).decode
 
 
@@ -56,7 +58,7 @@ def order_of(
 
 def spec_to_json(spec: ExecutionSpec) -> str:
     """Text for the journal. The standard library's JSON, because arguments may hold bytes that are no UTF-8."""
-    return json.dumps(msgspec.to_builtins(spec), separators=(",", ":"))
+    return _encode(msgspec.to_builtins(spec))
 
 
 def spec_from_json(text: str) -> ExecutionSpec:
@@ -70,7 +72,7 @@ def spec_from_json(text: str) -> ExecutionSpec:
 
 def own_part(spec: ExecutionSpec, common: dict[str, Any]) -> str:
     """What a spec says beside what all of its batch say: a JSON merge patch of `common` (as `msgspec.to_builtins` gives it)."""
-    return json.dumps(_differences(msgspec.to_builtins(spec), common), separators=(",", ":"))
+    return _encode(_differences(msgspec.to_builtins(spec), common))
 
 
 def _differences(own: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:

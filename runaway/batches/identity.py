@@ -20,6 +20,9 @@ from runaway.batches.sources import Plan, Planned
 #: In what is hashed; another number when something else is hashed.
 VERSION = 1
 
+# Made once: `json.dumps` makes one for each text.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 
 def identity(
     snapshot_id: str,
@@ -52,7 +55,7 @@ def identity(
     if node_count > 1:
         content.append(node_count)
     # ASCII with sorted keys: one text for one content; bytes that are no UTF-8 become escapes of their own.
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    text = _encode(content)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
