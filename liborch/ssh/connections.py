@@ -274,6 +274,7 @@ class HostConnections:
         self.connecting -= 1
         self.breaker.succeeded()
         self.connections.append(connection)
+        self.pool.watch()
         self.count(connections=1, connections_total=1)
         connection._lost.add_done_callback(lambda _: self._lose(connection))
         self.pool.note(

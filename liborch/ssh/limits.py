@@ -22,6 +22,8 @@ class Limits:
     #: A silent link is asked after so long and declared dead after `keepalive_count` + 1 times that.
     keepalive_interval_s: float = 5.0
     keepalive_count: int = 3
+    #: After so long in which this machine was asleep, or this process stopped, every link is asked at once.
+    away_s: float = 30.0
     #: Back-off after the n-th failure in a row: a random time up to min(cap, base * 2**n).
     backoff_base_s: float = 0.5
     backoff_cap_s: float = 30.0

@@ -19,6 +19,7 @@ from liborch.ssh.connections import Connection, HostConnections
 from liborch.ssh.limits import Completed, Counters, Limits
 from liborch.ssh.pacing import Gate, full_jitter
 from liborch.ssh.resolve import Endpoint
+from liborch.ssh.waking import watch
 
 _T = TypeVar("_T")
 
@@ -55,6 +56,7 @@ class Pool:
         self._hosts: dict[tuple[str, tuple[str, ...]], HostConnections] = {}
         self._gates: dict[object, Gate] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._watch: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Pool {', '.join(repr(host) for host in self._hosts.values())}>"
@@ -177,6 +179,15 @@ class Pool:
                 raw.abort()
 
     # For this package.
+
+    def connections(self) -> list[Connection]:
+        """Those that were alive when last heard of."""
+        return [each for host in self._hosts.values() for each in host.connections if each.is_open]
+
+    def watch(self) -> None:
+        """Have links asked after this machine was asleep. Fine more than once."""
+        if self._watch is None:
+            self._watch = self.spawn(watch(self))
 
     def host(self, name: str, via: tuple[str, ...] = ()) -> HostConnections:
         """The state of a host, reached through the jump hosts `via` instead of those of its configuration, if any."""

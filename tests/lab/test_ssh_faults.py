@@ -275,3 +275,22 @@ async def test_after_failures_the_next_attempt_waits_for_its_back_off(make_lab: 
     assert (counters.failures, counters.handshakes) == (4, 4)
     assert "refused" in counters.last_error
     assert sum("next attempt in" in line for line in lines) == 3
+
+
+async def test_a_link_that_died_while_this_machine_was_asleep_is_noticed_when_it_wakes(
+    make_lab: MakeLab,
+) -> None:
+    lab = make_lab(2)
+    said: list[str] = []
+    # Left to the keepalive alone, nobody would notice within an hour.
+    limits = Limits(keepalive_interval_s=1800.0, keepalive_count=1, away_s=2.0)
+    async with Pool(limits, rng=Random(5), config_file=str(lab.ssh_config), debug=said.append) as pool:
+        dead, alive = await pool.connect("h1"), await pool.connect("h2")
+        lab.host("h1").drop_packets()
+        await asyncio.sleep(0)
+        time.sleep(5.0)  # noqa: ASYNC251 - the loop stands still, as on a machine that sleeps
+        await until(lambda: not dead.is_open, 30)
+        assert any("was away for" in line for line in said)
+        lab.host("h1").restore()
+        assert (await pool.run("h1", "hostname")).stdout == b"h1\n"
+        assert alive.is_open
