@@ -3,7 +3,7 @@
 `<state>/drivers/<orchestration>.sock`, JSON lines, one answer per question::
 
     {"do": "status"}                   -> {"nodes": [{name, link, slots, busy, down_since, why}], "executions": {id: state}}
-    {"do": "nodes"}                    -> {"nodes": [...]} as above
+    {"do": "nodes"}                    -> {"nodes": [...]} as above, and of a batch its post commands: {"posts": n, "longest_post": [id, s]}
     {"do": "explain", "id": x}         -> {"state": s, "lines": [...]}
     {"do": "cancel", "ids": [x, ...]}  -> {"ok": true}; the verdicts come into the journal
     {"do": "end"}                      -> {"ok": true}; all of it ends, what is only planned too
@@ -88,7 +88,7 @@ class Control:
             if what == "status":
                 return status(self._driver)
             if what == "nodes":
-                return {"nodes": nodes(self._driver)}
+                return {"nodes": nodes(self._driver), **self._driver.describe_more()}
             if what == "explain":
                 return explain(self._driver, message["id"])
             if what == "cancel":

@@ -71,6 +71,8 @@ class Ground:
         self.has_plan = False
         #: Ends everything, what is planned as well; None: there is nothing but `executions`.
         self.end_all: Callable[[], None] | None = None
+        #: What whoever drives has to say of itself besides, for those who look on.
+        self.describe_more: Callable[[], dict[str, Any]] = dict
         #: The last client saw to its end, and nothing was submitted since.
         self.is_swept = False
         #: Nodes that could not be tidied at the end.

@@ -157,6 +157,8 @@ def _picture(records: Records, summary: Summary, speed: float) -> Picture:
     failures: list[Failure] = []
     if summary.failed:
         failures = [failure_of(row) for row in records.journal.last_failures(summary.id, FAILURES)]
+    status = status_of(records, summary)
+    longest = status.get("longest_post")
     return Picture(
         summary.total,
         summary.counts,
@@ -168,10 +170,12 @@ def _picture(records: Records, summary: Summary, speed: float) -> Picture:
                 node.get("slots", 0),
                 "" if node["link"] == "open" else node["why"] or node["link"],
             )
-            for node in status_of(records, summary)["nodes"]
+            for node in status["nodes"]
         ],
         failures[::-1],
+        posts=status.get("posts", 0),
         title=summary.row.title,
+        longest_post=(longest[0], longest[1]) if longest else None,
     )
 
 

@@ -149,6 +149,7 @@ class Batch:
         feeder = Feeder(driver, self.id, first)
         self._feeder = feeder
         driver.end_all = self.kill
+        driver.describe_more = self._posts.describe
         if self._follower is not None:
             # Those that run already tell no start any more.
             for x, execution in driver.executions.items():

@@ -41,6 +41,8 @@ VARIABLE_BYTES = 64 << 10
 GRACE_S = 2.0
 #: How often one that a killed client left is looked at, in seconds.
 LOOK_S = 0.2
+#: One that runs for longer than this is told of, in seconds.
+LONG_S = 60.0
 #: The status of one that took too long, as timeout(1) has it.
 OUT_OF_TIME = 124
 #: The status of one that was ended for good, with its batch: as by TERM.
@@ -125,6 +127,15 @@ class PostCommands:
         now = time.monotonic()
         with self._lock:
             return [(x, now - began) for x, began in self._began.items()]
+
+    def describe(self) -> dict[str, Any]:
+        """For those who look on: how many are under way, and the one that has run longest, if that is long."""
+        long = self.long()
+        return {"posts": self.under_way, "longest_post": list(long[0]) if long else None}
+
+    def long(self) -> list[tuple[str, float]]:
+        """Those of `running` that have run for long."""
+        return [(x, took) for x, took in self.running() if took > LONG_S]
 
     async def __call__(
         self, execution: Execution, result: Result, values: dict[str, str]

@@ -29,8 +29,6 @@ LINES_S = 10.0
 #: So many of the latest failures are drawn, with the last lines of so much of their stderr, in bytes.
 LAST_FAILURES = 6
 LAST_BYTES = 600
-#: A post command that runs for longer is told of, in seconds.
-LONG_POST_S = 60.0
 #: Different failures that are listed at the end.
 SIGNATURES = 10
 
@@ -163,11 +161,7 @@ class Progress:
 
     def _note_long(self) -> tuple[str, float] | None:
         """The post command that has run longest, if that is long; each is told once, where lines follow one another."""
-        long = (
-            [(x, took) for x, took in self.posts.running() if took > LONG_POST_S]
-            if self.posts is not None
-            else []
-        )
+        long = self.posts.long() if self.posts is not None else []
         for x, took in long:
             if x not in self._told_long:
                 self._told_long.add(x)

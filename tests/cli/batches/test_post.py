@@ -188,6 +188,7 @@ async def test_a_post_command_that_runs_for_long_is_named_in_the_picture(tmp_pat
     ).longest_post  # type: ignore[arg-type]
     assert line is not None
     assert (line[0], int(line[1]) // 10) == ("abcdef0123", 30)
+    assert posts.describe()["longest_post"][0] == "abcdef0123"
     assert Picture(1, {}, posts=2, longest_post=line).post_words == "post commands (abcdef01 for 5m)"
     await posts.close()
 
