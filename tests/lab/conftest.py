@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,4 +35,13 @@ def asker(rough: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name, value in somebody.environment.items():
         monkeypatch.setenv(name, value)
     yield somebody
+    somebody.close()
+
+
+@pytest.fixture
+def three(tmp_path: Path, make_lab: Callable[..., Lab]) -> Iterator[tuple[Lab, Person]]:
+    """Three hosts of one's own, and a person."""
+    lab = make_lab(3)
+    somebody = Person(tmp_path, lab.ssh_config)
+    yield lab, somebody
     somebody.close()

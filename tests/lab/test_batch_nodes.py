@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +12,12 @@ from tests.lab.hosts import Lab
 
 pytestmark = pytest.mark.lab
 
-MakeLab = Callable[..., Lab]
-
 #: The ranks find each other by what their environment says, and add up what each has.
 MEET = """
 import os, socket, sys, time
 rank, size = int(os.environ["RUNAWAY_RANK"]), int(os.environ["RUNAWAY_WORLD_SIZE"])
 where = os.environ["RUNAWAY_MASTER_ADDRESS"], int(os.environ["RUNAWAY_MASTER_PORT"])
-assert os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] == where
+assert (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) == where
 mine = 10 ** rank
 if rank == 0:
     with socket.create_server(("", where[1])) as server:
@@ -43,14 +39,6 @@ else:
 print(os.environ["RUNAWAY_NODES"], rank, sys.argv[1])
 open("total", "w").write(str(total))
 """
-
-
-@pytest.fixture
-def three(tmp_path: Path, make_lab: MakeLab) -> Iterator[tuple[Lab, Person]]:
-    lab = make_lab(3)
-    somebody = Person(tmp_path, lab.ssh_config)
-    yield lab, somebody
-    somebody.close()
 
 
 def test_ranks_meet_and_each_ones_results_come_home(three: tuple[Lab, Person]) -> None:

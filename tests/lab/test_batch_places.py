@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,16 +10,6 @@ from tests.cli.person import Person, wait_until
 from tests.lab.hosts import Lab
 
 pytestmark = pytest.mark.lab
-
-MakeLab = Callable[..., Lab]
-
-
-@pytest.fixture
-def three(tmp_path: Path, make_lab: MakeLab) -> Iterator[tuple[Lab, Person]]:
-    lab = make_lab(3)
-    somebody = Person(tmp_path, lab.ssh_config)
-    yield lab, somebody
-    somebody.close()
 
 
 def test_each_is_once_on_every_host_and_on_and_exclude_are_kept_to(three: tuple[Lab, Person]) -> None:
