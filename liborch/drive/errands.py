@@ -152,9 +152,7 @@ class Errands(Links):
         transfer, node = execution.spec.transfer, self.core.nodes.get(target.name)
         if transfer is None or node is None or (execution.lead or execution.id) in transfer.remote_folder:
             return False
-        others = [
-            self._find(x) for x in node.items if x != execution.id and x not in self._done_there
-        ]
+        others = [self._find(x) for x in node.items if x != execution.id and x not in self._done_there]
         specs = [other.spec.transfer for other in others if other is not None]
         return any(spec is not None and spec.remote_folder == transfer.remote_folder for spec in specs)
 
