@@ -145,7 +145,7 @@ class Errands(Links):
         transfer = execution.spec.transfer
         if transfer is None or (execution.lead or execution.id) in transfer.remote_folder:
             return contextlib.nullcontext()
-        return self._locks.setdefault((target.name, transfer.remote_folder), asyncio.Lock())
+        return self._folder_locks.setdefault((target.name, transfer.remote_folder), asyncio.Lock())
 
     def _is_shared(self, execution: Execution, target: Target) -> bool:
         """Whether another execution that is not over has the same folder on a node."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,10 @@ class Ground:
         #: By (node, snapshot): who sends it first, and where it was sent.
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._sent: set[tuple[str, str]] = set()
+        #: By (node, remote folder), of those that executions may share; gone with who holds them.
+        self._folder_locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
         #: Those in a folder they share that need nothing of it any more, and are not on record as over yet.
         self._done_there: set[str] = set()
         self._conversations = Conversations(self._spawn)
