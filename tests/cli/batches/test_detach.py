@@ -103,13 +103,11 @@ def test_ctrl_c_of_who_attached_leaves_it_running_and_says_so(person: Person) ->
 
 
 def test_what_is_wrong_is_told_before_it_leaves(person: Person) -> None:
-    config = person.write("../ssh_config", "Host gone\n  HostName 127.0.0.1\n  Port 1\n")
-    person.environment["ORCHESTRA_SSH_CONFIG"] = str(config)
     person.write("run.sh", "exit 0\n")
     for host, words, status, text in (
         ("local", ("--", "{1;2"), 2, b"never closed"),
         ("local", ("--follow", "-x", "2"), 2, b"--follow"),
-        ("gone", ("-x", "3"), 255, b"3 of 3 are left"),
+        ("nowhere.invalid", ("-x", "3"), 255, b"3 of 3 are left"),
     ):
         done = person.run("batch", host, "run.sh", "--detach", *words)
         assert (done.returncode, done.stdout) == (status, b""), done.stderr.decode()
