@@ -50,7 +50,7 @@ def run_batch(environment: dict[str, str], folder: Path, *words: str) -> Taken:
         SystemExit: It did not.
     """
     shutil.rmtree(folder / "batch", ignore_errors=True)
-    before = _cpu_of_children()
+    before = cpu_of_children()
     began = time.perf_counter()
     done = subprocess.run(
         [RUNAWAY, "batch", "-S", *words],
@@ -64,10 +64,11 @@ def run_batch(environment: dict[str, str], folder: Path, *words: str) -> Taken:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"runaway batch {' '.join(words)}: {done.returncode}, {done.stderr[-500:]!r}")
-    return Taken(seconds, _cpu_of_children() - before)
+    return Taken(seconds, cpu_of_children() - before)
 
 
-def _cpu_of_children() -> float:
+def cpu_of_children() -> float:
+    """Processor seconds of all processes of ours that have ended, and theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -42,9 +43,12 @@ class Watch:
         self._folder = folder
         #: Seconds that `ps` took, each time.
         self.answers: list[float] = []
+        #: Seconds of processor time it took.
+        self.cpu: list[float] = []
 
     def ask(self) -> dict[str, int]:
         """{state: executions}, as a person sees them; empty while there is no batch."""
+        before = _batches.cpu_of_children()
         began = time.perf_counter()
         done = subprocess.run(
             [_batches.RUNAWAY, "ps", "--batches", "--json"],
@@ -54,6 +58,7 @@ class Watch:
             check=True,
         )
         self.answers.append(time.perf_counter() - began)
+        self.cpu.append(_batches.cpu_of_children() - before)
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         counts: dict[str, int] = rows[0]["counts"] if rows else {}
         return counts
@@ -98,6 +103,8 @@ def measure(environment: dict[str, str], folder: Path) -> None:
         "all_on_record_s": round(planned_s, 1),
         "done_meanwhile": counts.get("succeeded", 0),
         "client_ended_s": round(end_s, 2),
+        "ps_median_s": round(statistics.median(watch.answers), 2),
+        "ps_cpu_s": round(max(watch.cpu), 2),
     }
     command = f"benches/batch_million.py: runaway batch -x {COUNT} h1 /bin/true"
     for name, value, unit in (

@@ -1,7 +1,8 @@
 """How full a batch keeps slots: 10,000 x `sleep 0.1` on 64 slots of four hosts, and slots of a host 100 ms away.
 
 For the first, the ideal is what the sleeping alone takes. The whole process counts, with its start, its four connections and
-its end. For the second, the agent's own records say when a slot was left and when the next execution began in it.
+its end; beside it, what `xargs -P64` comes to, which tells what of the rest this machine takes for starting so many programs.
+For the second, the agent's own records say when a slot was left and when the next execution began in it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import _batches
 import _lab
+import _turns
 
 HOSTS = ("h1", "h2", "h3", "h4")
 SLOTS = 16
@@ -30,6 +32,9 @@ def full_slots(environment: dict[str, str], folder: Path) -> None:
     _batches.run_batch(environment, folder, "--each", ",".join(HOSTS), "/bin/true")
     ideal = COUNT * SLEEP_S / (SLOTS * len(HOSTS))
     words = ["--slots", str(SLOTS), "-x", str(COUNT), ",".join(HOSTS), "/bin/sleep", str(SLEEP_S)]
+    plain, _ = _turns.program_time(
+        ["sh", "-c", f"yes {SLEEP_S} | head -n {COUNT} | xargs -P{SLOTS * len(HOSTS)} -n1 /bin/sleep"]
+    )
     taken = _batches.run_batch(environment, folder, *words)
     _batches.check_results(folder, COUNT)
     stays = [
@@ -47,6 +52,8 @@ def full_slots(environment: dict[str, str], folder: Path) -> None:
         ratio=round(ideal / taken.wall_s, 3),
         better="higher",
         command=f"benches/batch_slots.py: {COUNT} x sleep {SLEEP_S} on {SLOTS * len(HOSTS)} slots, beside {ideal:.2f} s of sleep",
+        xargs_s=round(plain, 2),
+        xargs_ratio=round(ideal / plain, 3),
         first_to_last_s=round(span, 2),
         first_to_last_ratio=round(ideal / span, 3),
         one_sleep_ms=round(slept / COUNT * 1000, 1),
