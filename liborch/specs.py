@@ -149,7 +149,9 @@ class ExecutionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.node_count < 1:
             raise SpecError(f"it needs at least 1 node, not {self.node_count}")
         if self.node_count > 1 and (self.live or self.tty):
-            raise SpecError("what runs on several nodes has no terminal, and its output is collected at its end")
+            raise SpecError(
+                "what runs on several nodes has no terminal, and its output is collected at its end"
+            )
 
 
 class SlotSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
