@@ -275,7 +275,7 @@ class Lab:
             keygen(self.key)
             bridge = f"olab-{self.number}"
             ip(
-                f"link add {bridge} type bridge",
+                f"link add {bridge} address 02:00:00:00:{self.number:02x}:01 type bridge",
                 f"addr add 10.213.{self.number}.1/24 dev {bridge}",
                 f"link set {bridge} up",
             )

@@ -11,6 +11,7 @@ What runs on the machine (sshd) and how it is reached is `hosts.py`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shlex
 import signal
@@ -134,7 +135,10 @@ class Machine:
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
         self.init_pid = int(children[0])
         self._namespace = os.readlink(f"/proc/{self.init_pid}/ns/pid")
-        ip(f"link add {self.veth} type veth peer name eth0 netns {self.init_pid}",
+        # A machine keeps its card over a reboot: with another one, nobody finds it before what they remember of the old one expires.
+        card = hashlib.sha256(self.veth.encode()).hexdigest()
+        card = "02:" + ":".join(card[at : at + 2] for at in range(0, 10, 2))
+        ip(f"link add {self.veth} type veth peer name eth0 address {card} netns {self.init_pid}",
            f"link set {self.veth} master {self._bridge} up")  # fmt: skip
         self._say("go")
         self._expect("ready")
