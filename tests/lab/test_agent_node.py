@@ -13,6 +13,7 @@ from liborch.agent.pack import packed
 from liborch.drive import bootstrap
 from tests.agent.harness import Client, until
 from tests.lab.hosts import Host, Lab
+from tests.lab.machine import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -63,6 +64,7 @@ def test_a_reboot_loses_what_ran_once_and_keeps_what_was_finished(make_lab: Make
     host.run(
         f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid; setsid sleep 299 >/dev/null 2>&1 </dev/null & echo $!"
     )
+    wait_until("somebody else's process", lambda: host.pids_matching("sleep 299"))
     bystanders = host.pids_matching("sleep 299")
     again = connect(lab, "h1")
     assert again.hello["boot_id"] != boot
