@@ -61,7 +61,7 @@ class Gangs(Placement):
         found: list[Node] = []
         if lead.nodes:
             known = (self.nodes.get(name) for name in dict.fromkeys(lead.nodes))
-            found = [node for node in known if node is not None and node.is_usable and _has_room(node, lead)]
+            found = [node for node in known if node is not None and node.is_usable and node.takes(lead)]
             if any(node.number in kept for node in found) and not self._may_pass(lead):
                 found = [node for node in found if node.number not in kept]
         else:
@@ -73,7 +73,7 @@ class Gangs(Placement):
                 skip.add(number)
                 found.append(self._by_number[number])
             if len(found) < count and kept and self._may_pass(lead):
-                found += [node for node in kept.values() if _has_room(node, lead)]
+                found += [node for node in kept.values() if node.takes(lead)]
         if len(found) < count:
             return None
         return sorted(found[:count], key=lambda node: node.number)
@@ -135,13 +135,14 @@ class Gangs(Placement):
         item.ended = (reason, code)
         self._move(item, "rank_over")
         gang.running -= 1
+        # Ending the others may end the last of them here and now, which then sees to the rest.
+        is_last = gang.is_over
         if gang.verdict is None and verdict.final_state(reason, code) != "SUCCEEDED":
             gang.verdict = (reason, code, _tell(item, gang, why))
             gang.goes_back = is_free
             for other in gang.members:
                 self._end_rank(other)
-        if not gang.running and not gang.is_over:
-            gang.is_over = True
+        if is_last:
             self._gang_over(gang)
 
     def _lose_rank(self, item: Item, why: str) -> None:
@@ -212,10 +213,6 @@ class Gangs(Placement):
             member.gang = None
             if member.rank:
                 del self.items[member.x]
-
-
-def _has_room(node: Node, item: Item) -> bool:
-    return not node.ahead and node.fits(item)
 
 
 def _tell(item: Item, gang: Gang, why: str) -> str:

@@ -76,7 +76,7 @@ def _check_rank(machine: Orchestration, item: Item, gang: Gang) -> None:
     if any(machine.items.get(member.x) is not member for member in gang.members):
         raise InvariantError(f"{item!r}: not all of its gang are here")
     running = sum(1 for member in gang.members if member.state != "COLLECTING")
-    if running != gang.running or gang.is_over != (not running) or (gang.is_over and not gang.awaited):
+    if running != gang.running or (gang.is_over and not gang.awaited):
         raise InvariantError(
             f"{item!r}: {running} of its gang run, counted {gang.running}; awaited: {gang.awaited}"
         )

@@ -198,8 +198,7 @@ class Placement:
                 if (
                     node is not None
                     and node.is_usable
-                    and not node.ahead
-                    and node.fits(item)
+                    and node.takes(item)
                     and (node.number not in kept or self._may_pass(item))
                 ):
                     return node
@@ -208,7 +207,7 @@ class Placement:
         if number >= 0:
             return self._by_number[number]
         if kept and self._may_pass(item):
-            return next((node for node in kept.values() if not node.ahead and node.fits(item)), None)
+            return next((node for node in kept.values() if node.takes(item)), None)
         return None
 
     def _may_pass(self, item: Item) -> bool:

@@ -129,7 +129,7 @@ class Reach(Gangs):
             elif (
                 item.state == "COLLECTING"
                 and not was_open
-                and (item.gang is None or item.x in item.gang.awaited)
+                and (item.gang is None or (item.gang.is_over and item.x in item.gang.awaited))
             ):
                 self._out.append(act.Collect(item.x, node.name))
         for (x, attempt), _state in holding.items():

@@ -126,7 +126,6 @@ class Gang:
         "awaited",
         "goes_back",
         "is_cancelled",
-        "is_over",
         "members",
         "names",
         "running",
@@ -154,12 +153,15 @@ class Gang:
         self.goes_back = False
         #: A person wants its end.
         self.is_cancelled = False
-        #: All have ended.
-        self.is_over = False
         #: Ids of those whose results are on the way.
         self.awaited: set[str] = set()
         #: Why results are not here.
         self.why = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have ended."""
+        return not self.running
 
     @property
     def is_said(self) -> bool:
@@ -231,6 +233,10 @@ class Node:
     def is_usable(self) -> bool:
         """Whether orders can be given to it just now."""
         return self.link == "OPEN" and self.state == "USABLE"
+
+    def takes(self, item: Item) -> bool:
+        """Whether it would start at once: there is room, and no order before it."""
+        return not self.ahead and self.fits(item)
 
     def could_ever(self, item: Item) -> bool:
         """Whether the empty node would have room."""

@@ -68,6 +68,14 @@ def test_results_are_brought_from_all_nodes_when_all_have_ended() -> None:
     story.finished()
 
 
+def test_a_link_that_comes_back_brings_no_results_before_all_have_ended() -> None:
+    story = nodes((1, 0, 0), (1, 0, 0))
+    story.tell(gang(collected=True), ev.Started("g-r1", 1), ev.Ended("g", 1, "exit", 0))
+    assert act.Collect("g", "n1") not in story.again("n1")
+    caused = story.tell(ev.Ended("g-r1", 1, "exit", 0))
+    assert caused == [act.Collect("g", "n1"), act.Collect("g-r1", "n2")]
+
+
 def test_all_of_it_is_tried_again() -> None:
     story = nodes((1, 0, 0), (1, 0, 0))
     story.tell(gang(retries=1, retry_on=("exit:75",), collected=True))
