@@ -34,6 +34,7 @@ Foreign exceptions become ours at the border, ``raise ... from``.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 
@@ -279,6 +280,11 @@ class StorageError(WorldError):
         self.code = code
         self.doing = doing
         super().__init__(f"{where}: {path}: {os.strerror(code)}{f' while {doing}' if doing else ''}")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it passes when somebody makes room."""
+        return self.code in (errno.ENOSPC, errno.EDQUOT)
 
 
 class ExecutionLost(WorldError):

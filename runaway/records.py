@@ -12,6 +12,7 @@ from liborch.drive.ask import ask
 from liborch.drive.results import Result, result_of
 from liborch.errors import Conflict, UnknownName
 from liborch.journal import ExecutionRow, Journal, OrchestrationRow
+from liborch.journal.counting import FINAL_STATES
 from liborch.names import resolve_prefix
 from liborch.places import Places, places
 from runaway.secrets import hide_values, hide_words
@@ -20,7 +21,7 @@ SCHEMA_VERSION = 1
 #: Stands for the host's `directory` in a remote folder on record.
 OURS = "${RUNAWAY_PATH}"
 #: States that never change.
-FINAL = frozenset({"succeeded", "failed", "cancelled", "lost"})
+FINAL = frozenset(FINAL_STATES)
 #: A driver that is busy is not waited for when executions are only listed, in seconds.
 STATUS_S = 2.0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import time
 from typing import Any
 
@@ -33,13 +32,12 @@ from liborch.errors import (
     TransferError,
 )
 from liborch.journal import Change, Group
+from liborch.specs import Transfer
 
 #: Output up to so many bytes is kept in the journal's record as well.
 RECORD_BYTES = 8 << 10
 #: Tries of a transfer that fails while its link is up.
 TRANSFER_TRIES = 3
-#: errnos that pass when somebody makes room.
-FULL = (errno.ENOSPC, errno.EDQUOT)
 #: How often a disk of this machine that was full is tried again.
 DISK_S = 1.0
 #: After a verdict, output that is still under way is waited for so long without a link.
@@ -143,14 +141,14 @@ class Errands(Links):
     def _alone_in(self, execution: Execution, target: Target) -> contextlib.AbstractAsyncContextManager[None]:
         """Where folders are shared, nothing is sent to one while it is tidied."""
         transfer = execution.spec.transfer
-        if transfer is None or (execution.lead or execution.id) in transfer.remote_folder:
+        if transfer is None or _has_own_folder(execution, transfer):
             return contextlib.nullcontext()
         return self._folder_locks.setdefault((target.name, transfer.remote_folder), asyncio.Lock())
 
     def _is_shared(self, execution: Execution, target: Target) -> bool:
         """Whether another execution that is not over has the same folder on a node."""
         transfer, node = execution.spec.transfer, self.core.nodes.get(target.name)
-        if transfer is None or node is None or (execution.lead or execution.id) in transfer.remote_folder:
+        if transfer is None or node is None or _has_own_folder(execution, transfer):
             return False
         others = [self._find(x) for x in node.items if x != execution.id and x not in self._done_there]
         specs = [other.spec.transfer for other in others if other is not None]
@@ -197,7 +195,7 @@ class Errands(Links):
                     continue
                 why = str(error)
             except StorageError as error:
-                if error.code in FULL and self._waits_for_room:
+                if error.is_full and self._waits_for_room:
                     # The node keeps it until there is.
                     if not told:
                         self._tell("trouble", x, why=f"{error}; goes on when there is room")
@@ -376,3 +374,8 @@ class Errands(Links):
         self._finishing.pop(execution.id, None)
         self._settle(execution, None)
         self._look_idle()
+
+
+def _has_own_folder(execution: Execution, transfer: Transfer) -> bool:
+    """Whether no other execution can have the same folder on a node: its id is part of the name."""
+    return (execution.lead or execution.id) in transfer.remote_folder

@@ -88,19 +88,20 @@ def result_of(
     detail: dict[str, Any],
 ) -> Result:
     """Make the Result from the core's verdict and the agent's detail."""
+    parts = [detail, *detail.get("ranks", {}).values()]
     return Result(
         id=x,
         state=state.lower(),
         reason=reason,
         exit_code=code if code is not None else detail.get("code"),
-        signal=_cause(detail, reason, code).get("signal"),
+        signal=_cause(parts, reason, code).get("signal"),
         why=why or detail.get("why", ""),
         host=host,
         node=node,
         slot=detail.get("slot"),
         attempts=attempts,
         # Of several nodes, the first may have been the one that never started.
-        started_at=next((part["start"] for part in _parts(detail) if "start" in part), None),
+        started_at=next((part["start"] for part in parts if "start" in part), None),
         duration_s=detail.get("dur"),
         cpu_s=detail.get("cpu"),
         peak_memory_bytes=detail.get("rss") or None,
@@ -118,14 +119,10 @@ def result_of(
     )
 
 
-def _cause(detail: dict[str, Any], reason: str, code: int | None) -> dict[str, Any]:
-    """What the node said that the verdict is from."""
-    said = (part for part in _parts(detail) if (part.get("reason"), part.get("code")) == (reason, code))
-    return next(said, detail)
-
-
-def _parts(detail: dict[str, Any]) -> list[dict[str, Any]]:
-    return [detail, *detail.get("ranks", {}).values()]
+def _cause(parts: list[dict[str, Any]], reason: str, code: int | None) -> dict[str, Any]:
+    """What the node said that the verdict is from; rank 0's where none said that."""
+    said = (part for part in parts if (part.get("reason"), part.get("code")) == (reason, code))
+    return next(said, parts[0])
 
 
 def _ranks(x: str, attempts: int, host: str, detail: dict[str, Any]) -> Iterator[Result]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from liborch.core import actions as act
 from liborch.core import events as ev
-from liborch.core.things import lead_of
+from liborch.core.things import Item, lead_of
 from liborch.drive.errands import DISK_S, Errands
 from liborch.drive.execution import Execution
 from liborch.drive.orders import order_of
@@ -356,21 +356,20 @@ class Rounds(Errands):
                 if resources.cpus is not None:
                     own["cpus"] = resources.cpus
             else:
-                own = self._order(execution, target)
+                own = self._order(execution, target, item)
             orders.append((hand.x, hand.attempt, own))
             execution.ordered = (hand.attempt, link)
             if execution.sink is not None and execution.following is None:
                 execution.following = self._spawn(self._follow(execution))
         link.order(common, orders)
 
-    def _order(self, execution: Execution, target: Target) -> dict[str, Any]:
+    def _order(self, execution: Execution, target: Target, item: Item | None) -> dict[str, Any]:
         spec = execution.spec
         folder = spec.folder
         variables: dict[str, str] = {}
         if spec.transfer is not None:
             folder = self._folder(execution)
             variables = {**spec.transfer.variables, "RUNAWAY_PATH": target.directory, "RUNAWAY_PWD": folder}
-        item = self.core.items.get(execution.id)
         if item is not None and item.gang is not None:
             variables |= environment(item, item.gang, self.targets, self._pool)
         return order_of(spec, folder=folder, variables=variables, lease=execution.lease)

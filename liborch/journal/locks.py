@@ -89,8 +89,9 @@ class DriverLock:
             os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}\n".encode(), 0)
         except OSError as error:
             # A full disk loses the signature, not the lock.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise self._storage_error(error) from error
+            refused = self._storage_error(error)
+            if not refused.is_full:
+                raise refused from error
         return True
 
     def release(self) -> None:

@@ -6,7 +6,6 @@ Written before the verdict is on record, so a client killed in between writes th
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -19,8 +18,6 @@ from liborch.drive.results import Result
 from liborch.errors import StorageError
 from liborch.specs import ExecutionSpec
 
-#: What passes when somebody makes room.
-FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What is told of an end that has no code.
 NO_CODE = {"cancelled": "cancelled", "lost": "lost"}
 
@@ -68,7 +65,7 @@ class Outcomes:
             try:
                 self.write(execution, result)
             except StorageError as error:
-                if error.code in FULL:
+                if error.is_full:
                     raise
                 errors.append(error)
         return errors
