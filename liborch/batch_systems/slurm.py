@@ -1,0 +1,267 @@
+"""Slurm: what is asked of sbatch, squeue, scancel, scontrol and srun, and what their answers say.
+
+Every command but `enter`'s is `sh` reading a script from its standard input. The script is one group in braces: cut off
+on the way, it is no script and nothing runs. So any login shell will do, a submission is whole or none, and an answer is
+whole when it ends with our last line.
+
+One question about all allocations is one request to the controller, however many there are: `squeue` for this person,
+which tells finished ones as well for some minutes (MinJobAge). Lines of others are dropped on the frontend. The
+accounting (`sacct`), which is another program's work, is asked only of ids that squeue does not know any more; it may be missing.
+
+Walltimes are rounded up to Slurm's minutes. Slurm is not asked for a signal before the end: agents know the deadline
+(`Sight.left_s`) and see to it themselves; the holder dies at once with the allocation, so that a cancel is quick.
+
+Words are in `slurm_words`, lines in `slurm_rows`, limits in `slurm_limits`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from liborch.batch_systems import slurm_limits
+from liborch.batch_systems._reading import checked_ids, excerpt, keep_ours, refused, text_of, unclear
+from liborch.batch_systems.base import Accepted, Command, Limits, Output, Rejected, Request, Sight, Unclear
+from liborch.batch_systems.slurm_rows import (
+    FORMAT,
+    OLD_FORMAT,
+    PAST_FORMAT,
+    is_header,
+    past_of,
+    sight_of,
+    token_at_end,
+)
+from liborch.batch_systems.slurm_words import (
+    HARMLESS_CANCELS,
+    OURS,
+    OURS_ATTACHED,
+    REFUSALS,
+    SBATCH_VARIABLES,
+    SQUEUE_VARIABLES,
+    UNHEARD,
+    stray,
+)
+from liborch.errors import SpecError
+
+#: Seconds in a minute, Slurm's unit of walltimes.
+_MINUTE: Final = 60
+
+_SUBMITTED = re.compile(r"(?:\A|\n)([0-9]{1,20}(?:;[A-Za-z0-9_.-]{1,64})?)\norch-end\|0\n\Z")
+_ENDED = re.compile(r"(?:\A|\n)orch-end\|([0-9]{1,3})\n\Z")
+_ANSWERED = re.compile(r"orch-end\|([0-9]{1,3})\|([0-9]{1,12})\Z")
+
+
+class Slurm:
+    """Slurm, see the module. Versions from 18.08 on; `enter` needs 20.11."""
+
+    name = "slurm"
+    can_enter = True
+
+    def submit(self, request: Request) -> Command:
+        """Render sbatch with the holder as its script. Raises SpecError for options that are ours, and for scripts."""
+        keep_ours("sbatch", request.options, OURS, attached=OURS_ATTACHED)
+        script = stray(request.options)
+        if script is not None:
+            raise SpecError(f"{script[:60]!r} in the options of sbatch is no option: write --name=value")
+        words = [
+            "sbatch",
+            "--parsable",
+            f"--job-name={request.name}",
+            f"--nodes={request.nodes}",
+            "--no-requeue",
+        ]
+        if request.nodes > 1:
+            # One node that fails does not take the others with it.
+            words.append("--no-kill")
+        if request.walltime_s is not None:
+            words.append(f"--time={_time_of(request.walltime_s)}")
+        # In the name of a file, Slurm fills in "%" and takes "\" as an escape.
+        folder = request.log_folder.replace("\\", "\\\\").replace("%", "%%")
+        words.append(f"--output={folder}/{request.name}.log" if folder else "--output=/dev/null")
+        end = f"orch-{request.token}-end"
+        return _shell(
+            f"unset {SBATCH_VARIABLES}",
+            f"{shlex.join([*words, *request.options])} <<'{end}'",
+            "#!/bin/sh",
+            f"exec {shlex.join(request.holder)}",
+            end,
+            'echo "orch-end|$?"',
+        )
+
+    def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
+        """Read the id. Banners before it and warnings beside it do no harm."""
+        said = text_of(output.stdout)
+        submitted, ended = _SUBMITTED.search(said), _ENDED.search(said)
+        if output.is_cut or ended is None:
+            return unclear("sbatch", output)
+        if submitted is not None:
+            return Accepted(submitted[1])
+        output = Output(int(ended[1]), said[: ended.start()].encode(), output.stderr)
+        if UNHEARD.search(text_of(output.stderr)):
+            return unclear("sbatch", output)
+        return refused(output, REFUSALS) or unclear("sbatch", output)
+
+    def query(self, ids: Sequence[str]) -> Command:
+        """Render one squeue for all of this person's, and sacct for the `ids` that it does not know."""
+        asked = checked_ids(ids)
+        numbers = list(dict.fromkeys(_number(id) for id in asked))
+        clusters = ",".join(sorted({_cluster(id) for id in asked} - {""}))
+        kept = (
+            "1",
+            "/^JOBID|/",
+            "/^CLUSTER: /",
+            "/|orch-[^|]*|$/",
+            "/^orch-end|/",
+            *(f"/^{n}|/" for n in numbers),
+        )
+        return _shell(
+            f"unset {SQUEUE_VARIABLES}",
+            "LC_ALL=C SLURM_TIME_FORMAT=%s; export LC_ALL SLURM_TIME_FORMAT",
+            *([f"SLURM_CLUSTERS=${{SLURM_CLUSTERS:-{clusters}}}; export SLURM_CLUSTERS"] if clusters else ()),
+            f"echo 'orch-asked|{'|'.join(asked)}'",
+            "ask() {",
+            '{ squeue --all --noconvert --states=all --user="$(id -u)" "$@"; echo "orch-end|$?|$(date +%s)"; } |',
+            f"sed -n '{'; '.join(f'{each}{{p;d;}}' for each in kept)}'",
+            "}",
+            f"told=$(ask -O '{FORMAT}')",
+            "case $told in",
+            "*'JOBID|STATE|'*) ;;",
+            f"*'orch-end|0|'*) told=$(ask -o '{OLD_FORMAT}') ;;",
+            "esac",
+            "printf '%s\\n' \"$told\"",
+            *_past(numbers),
+            "echo orch-over",
+        )
+
+    def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
+        """Read squeue's lines, and sacct's of those it does not know any more. One of ours not understood: nothing is."""
+        lines = text_of(output.stdout).splitlines()
+        begin = next((at for at, line in enumerate(lines) if line.startswith("orch-asked|")), None)
+        end = next((at for at, line in enumerate(lines) if _ANSWERED.match(line)), None)
+        if output.is_cut or begin is None or end is None or lines[-1] != "orch-over":
+            return unclear("squeue", output)
+        answered = _ANSWERED.match(lines[end])
+        assert answered is not None
+        rows = lines[begin + 1 : end]
+        if answered[1] != "0" or not any(map(is_header, rows)):
+            said = "\n".join(rows).encode()
+            return unclear("squeue", Output(int(answered[1]), said, output.stderr))
+        asked = lines[begin].split("|")[1:]
+        try:
+            found = _sights(rows, asked, float(answered[2]))
+        except ValueError as error:
+            return Unclear(f"squeue said what is not understood: {error}")
+        for line in lines[end + 1 : -1]:
+            sight = past_of(line.removeprefix("orch-past|"))
+            if sight is not None:
+                id = _as_asked(sight.id, "", asked)
+                found.setdefault(id, replace(sight, id=id))
+        return found
+
+    def cancel(self, ids: Sequence[str]) -> Command:
+        """Render one scancel for all of a cluster."""
+        asked = checked_ids(ids)
+        lines = []
+        for cluster in sorted({_cluster(id) for id in asked}):
+            numbers = " ".join(dict.fromkeys(_number(id) for id in asked if _cluster(id) == cluster))
+            lines.append(f"scancel {f'--clusters={cluster} ' if cluster else ''}{numbers} || code=$?")
+        return _shell("LC_ALL=C; export LC_ALL", "code=0", *lines, 'echo "orch-end|$code"')
+
+    def parse_cancel(self, output: Output) -> Rejected | Unclear | None:
+        """None: done. Those that are over, or that nobody knows, are fine."""
+        ended = _ENDED.search(text_of(output.stdout))
+        if ended is None or output.is_cut:
+            return unclear("scancel", output)
+        said = text_of(output.stderr)
+        wrong = [line for line in said.splitlines() if "error" in line and not HARMLESS_CANCELS.search(line)]
+        if not wrong:
+            return None if ended[1] == "0" or HARMLESS_CANCELS.search(said) else unclear("scancel", output)
+        words = "\n".join(wrong).encode()
+        if "denied" in said and not UNHEARD.search(said):
+            return Rejected(excerpt(words))
+        return unclear("scancel", Output(int(ended[1]), stderr=words))
+
+    def limits(self, options: Sequence[str]) -> Command:
+        """Render the questions for the limits of the partition, and of the person where there is accounting."""
+        return _shell(*slurm_limits.script(options))
+
+    def parse_limits(self, output: Output) -> Limits:
+        """Read the limits; what is not understood is no limit."""
+        return slurm_limits.read(output)
+
+    def enter(self, id: str, node: str, argv: Sequence[str]) -> tuple[str, ...]:
+        """Return the srun that runs `argv` beside the holder, on one node, taking nothing from what runs there."""
+        (checked,) = checked_ids([id])
+        cluster = _cluster(checked)
+        return (
+            *("srun", f"--jobid={_number(checked)}", *((f"--clusters={cluster}",) if cluster else ())),
+            *("--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}"),
+            # All of the node's CPUs and memory that the allocation has, without taking them away from other steps.
+            *("--cpu-bind=none", "--mem=0", "--kill-on-bad-exit=0", "--unbuffered", "--quiet", *argv),
+        )
+
+
+def _shell(*lines: str) -> Command:
+    """Return a script for sh. Whole or not at all: an unclosed brace is an error before anything runs."""
+    script = "\n".join(("{", *lines, "} </dev/null", ""))
+    return Command(("sh",), script.encode("utf-8", "surrogateescape"))
+
+
+def _past(numbers: Sequence[str]) -> list[str]:
+    """Lines of sh that ask sacct for those of which squeue, which answered, said nothing."""
+    if not numbers:
+        return []
+    return [
+        "past=",
+        f"for id in {' '.join(numbers)}; do",
+        'case "\n$told" in *"\n$id|"*) ;; *) past=$past,$id ;; esac',
+        "done",
+        "case $past:$told in ,*'orch-end|0|'*)",
+        # A question to a database that hangs must not take the answer of squeue with it.
+        f"timeout 5 sacct -nPX --jobs=\"${{past#,}}\" --format={PAST_FORMAT} 2>/dev/null | sed 's/^/orch-past|/' ;;",
+        "esac",
+    ]
+
+
+def _sights(rows: Iterable[str], asked: Sequence[str], now: float) -> dict[str, Sight]:
+    """Read the lines of squeue that speak of ours. Raises ValueError."""
+    found: dict[str, Sight] = {}
+    cluster = ""
+    for row in rows:
+        if row.startswith("CLUSTER: "):
+            cluster = row.removeprefix("CLUSTER: ").strip()
+        elif is_header(row) or not row:
+            continue
+        elif token_at_end(row) or _as_asked(row.partition("|")[0], cluster, asked) in asked:
+            sight = sight_of(row, now)
+            id = _as_asked(sight.id, cluster, asked)
+            # In a federation the cluster that gave it away tells of it as well.
+            if id not in found or found[id].why.startswith("REVOKED"):
+                found[id] = replace(sight, id=id)
+    return found
+
+
+def _as_asked(number: str, cluster: str, asked: Sequence[str]) -> str:
+    """The id as whoever asks knows it: with its cluster or without."""
+    whole = f"{number};{cluster}" if cluster else number
+    if whole in asked:
+        return whole
+    same = [id for id in asked if _number(id) == number and (not cluster or not _cluster(id))]
+    return same[0] if len(same) == 1 else whole
+
+
+def _number(id: str) -> str:
+    return id.partition(";")[0]
+
+
+def _cluster(id: str) -> str:
+    return id.partition(";")[2]
+
+
+def _time_of(seconds: float) -> str:
+    """D-HH:MM:SS, rounded up to minutes."""
+    minutes = max(1, -int(-seconds // _MINUTE))
+    return f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}:00"
