@@ -68,15 +68,20 @@ class LazyGroup(click.Group):
 
 
 def run(name: str, text: str, table: dict[str, tuple[str, str]]) -> int:
+    """Parse the words of a command with commands of its own, and call it; return the exit status."""
+    settings = {"help_option_names": ["--help", "-h"]}
+    return call(name, LazyGroup(table, name=name, help=text, context_settings=settings))
+
+
+def call(name: str, command: click.Command) -> int:
     """Parse and call; return the exit status.
 
     What goes wrong is said on stderr. Under --json stdout gets it as well, as the one JSON value that a reader waits for.
     """
-    group = LazyGroup(table, name=name, help=text, context_settings={"help_option_names": ["--help", "-h"]})
-    group.params.append(_version(name))
+    command.params.append(_version(name))
     as_json = _wants_json(sys.argv[1:])
     try:
-        status = group.main(prog_name=name, standalone_mode=False)
+        status = command.main(prog_name=name, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code

@@ -9,6 +9,7 @@
     |   |   +-- TemplateError       a template of arguments or folders: file, line, column, how to write it
     |   |   `-- FunctionError       a Python function, or its outcome, that cannot travel: which, where, how to mend it
     |   +-- ProfileError            a host profile: file, line, key, what was expected
+    |   +-- TraceError              a workload trace: file, line, field, what was expected
     |   +-- PatternError            an unknown $RUNAWAY_... name in a folder pattern
     |   +-- QuantityError           "1h30m", "4GiB": text that is no duration or size
     |   +-- UnknownName             no such host, execution, batch; names the nearest
@@ -119,6 +120,20 @@ class ProfileError(YourTurn):
         self.expected = expected
         where = file if line is None else f"{file}:{line}"
         text = f"{where}: {f'{key}: ' if key else ''}{problem}"
+        super().__init__(f"{text}; expected {expected}" if expected else text)
+
+
+class TraceError(YourTurn):
+    """A workload trace that cannot be read or replayed: which file, line and field, what was found, what was expected."""
+
+    def __init__(self, file: str, line: int | None, field: str, problem: str, expected: str = "") -> None:
+        self.file = file
+        self.line = line
+        self.field = field
+        self.problem = problem
+        self.expected = expected
+        where = file if line is None else f"{file}:{line}"
+        text = f"{where}: {f'{field}: ' if field else ''}{problem}"
         super().__init__(f"{text}; expected {expected}" if expected else text)
 
 

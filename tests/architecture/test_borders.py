@@ -192,6 +192,11 @@ MAY_TOUCH: dict[str, dict[str, str]] = {
         "sockets": "a loop without any still has to have a selector",
         "threads": "a loop has to say what it does about them",
     },
+    "liborch.sim.swf": {
+        **dict.fromkeys(("files", "terminal", "ending"), "a command of its own: `python -m liborch.sim.swf`"),
+        "clocks": "how many jobs it replays per second",
+        "processes": "our pid in the name of a file until it is whole",
+    },
     **{
         command: dict.fromkeys(
             TOUCHES, "commands are where the environment, the terminal and exit codes belong"
@@ -244,8 +249,8 @@ AS_PROGRAMS_DO = (
     "liborch.places",
     "liborch.drive.local",
 )
-#: Is of the commands, and only lies in the library because they share it.
-OF_COMMANDS = ("liborch.command_line",)
+#: Are of the commands: lies in the library because they share it; is a command of the library's own.
+OF_COMMANDS = ("liborch.command_line", "liborch.sim.swf")
 #: What runs on the node rather than here, and so need not answer to the rule about commands below.
 ON_NODES = ("liborch.agent", "liborch.functions_node")
 
