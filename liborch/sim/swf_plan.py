@@ -50,27 +50,32 @@ class Plan:
         self._join(last)
         self._join(first)
 
-    def soonest(self, processors: int, length_s: float) -> float:
-        """Return the first time at which there is room for so long."""
-        return self._find(processors, length_s, math.inf)
+    def soonest(
+        self, processors: int, length_s: float, has_room_at: float = math.inf, before: float = math.inf
+    ) -> float:
+        """Return the first time at which there is room for so long.
 
-    def sooner(self, processors: int, length_s: float, than: float) -> float:
-        """The same for who has room in the plan from `than` on, which is returned when there is no sooner time."""
-        return self._find(processors, length_s, than)
-
-    def _find(self, processors: int, length_s: float, given: float) -> float:
-        """The first time from which on there is room for `length_s`, or until `given`, where room begins in any case."""
+        Args:
+            processors: How many are asked for.
+            length_s: For how long, in seconds.
+            has_room_at: When it has a place in the plan already; found where no sooner time is.
+            before: Of other times only those before this one are looked at.
+        """
         begin: float | None = None
         for time, free in zip(self.times, self.free, strict=True):
             if begin is not None and time >= begin + length_s:
                 return begin
-            if time >= given:
+            if time >= has_room_at:
                 break
             if free < processors:
                 begin = None
+                if time >= before:
+                    break
             elif begin is None:
+                if time >= before:
+                    break
                 begin = time
-        return given if begin is None else begin
+        return has_room_at if begin is None else begin
 
     def _step(self, time: float) -> int:
         """The number of the step that begins then; it is made where there is none."""
@@ -116,8 +121,8 @@ class PlanReplay:
         self._running: set[int] = set()
         #: What runs for longer than it said.
         self._overdue: set[int] = set()
-        #: Whether somebody might start sooner than planned.
-        self._is_loose = False
+        #: Room was left in the plan, before this time, that somebody in it may use. No time: everybody starts as soon as can be.
+        self._loose_until = -math.inf
 
     def run(self) -> list[float]:
         """Return when each starts, in seconds of the trace, by row."""
@@ -134,13 +139,13 @@ class PlanReplay:
             self._plan.advance(now)
             while ends and ends[0][0] == now:
                 expected = self._end(heapq.heappop(ends)[1], now)
-                self._is_loose |= expected > now
+                self._loose_until = max(self._loose_until, expected)
                 is_late |= expected < now
                 ended = True
             self._look_for_overdue(now)
             if is_late or self._overdue:
                 self._make_anew(now)
-            elif ended and self._is_loose:
+            elif ended and self._loose_until > now:
                 self._compress()
             while arrived < count and submits[arrived] == now:
                 self._queue[arrived] = None
@@ -183,21 +188,24 @@ class PlanReplay:
 
     def _compress(self) -> None:
         plan, planned = self._plan, self._planned
-        self._is_loose = False
+        before = self._loose_until
+        self._loose_until = -math.inf
         for row in self._queue:
             processors, request, begin = self._processors[row], self._requests[row], planned[row]
-            sooner = plan.sooner(processors, request, begin)
+            sooner = plan.soonest(processors, request, begin, before)
             if sooner < begin:
                 plan.take(-processors, begin, begin + request)
                 plan.take(processors, sooner, sooner + request)
                 planned[row] = sooner
-                self._is_loose = True
                 heapq.heappush(self._due, (sooner, row))
+                before = max(before, begin + request)
+                # For those before it in the queue, the next time.
+                self._loose_until = max(self._loose_until, begin + request)
 
     def _make_anew(self, now: float) -> None:
         self._plan = Plan(self._machine, now)
         self._due.clear()
-        self._is_loose = False
+        self._loose_until = -math.inf
         at_any_moment = math.nextafter(now, math.inf)
         for row in self._running:
             end = self._starts[row] + self._requests[row]
