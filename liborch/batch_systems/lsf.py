@@ -152,7 +152,7 @@ class Lsf:
         """Read bsub's answer: `Job <1> is submitted to [default] queue <normal>.`, and nothing else."""
         if rejected := refused(output, _REFUSALS):
             return rejected
-        pattern = r"Job <(\d+)> is submitted to (?:default )?queue <[\w.-]+>(?: on cluster <[\w.-]+>)?\.\n?"
+        pattern = r"Job <(\d+)> is submitted to (?:default )?queue <[\w.-]+>(?: on cluster <[\w.-]+>)?\.\n"
         match = re.fullmatch(pattern, text_of(output.stdout))
         said = text_of(output.stderr)
         if (

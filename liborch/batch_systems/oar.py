@@ -102,7 +102,7 @@ _REFUSALS = refusals(
     (r"cannot recognize the resource description|Bad resource description", False),
     (r"(queue|type).* (does not exist|is unknown)|Unknown queue", False),
 )
-_ANSWER = re.compile(r"OAR_JOB_ID=(\S+) ?")
+_ANSWER = re.compile(r"OAR_JOB_ID=(\S+) ?\n")
 #: What oarsub says besides: admission rules (2.5) and remarks (2.5.10 and later).
 _REMARK = re.compile(r"\[ADMISSION RULE\] .*|# (?!Error).*|Generate a job key\.*|Import job key .*")
 
@@ -136,10 +136,10 @@ class Oar:
         if rejected := refused(output, _REFUSALS):
             return rejected
         found: list[str] = []
-        for line in text_of(output.stdout).splitlines():
+        for line in text_of(output.stdout).splitlines(keepends=True):
             if match := _ANSWER.fullmatch(line):
                 found.append(match[1])
-            elif line.strip() and not _REMARK.fullmatch(line):
+            elif line.strip() and not _REMARK.fullmatch(line.rstrip("\n")):
                 return unclear("oarsub", output)
         if is_whole(output) and output.code == 0 and len(found) == 1 and found[0].isdecimal():
             if re.search("error", text_of(output.stderr), re.IGNORECASE):

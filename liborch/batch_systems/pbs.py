@@ -125,15 +125,11 @@ class Pbs:
         """Read qsub's answer: an id on a line of its own, and nothing else."""
         if rejected := refused(output, _REFUSALS):
             return rejected
-        told = text_of(output.stdout).removesuffix("\n")
-        if (
-            is_whole(output)
-            and output.code == 0
-            and re.fullmatch(r"\d+(\.[A-Za-z0-9._-]+)?", told)
-            and is_id(told)
-            and not re.search("error|denied", text_of(output.stderr), re.IGNORECASE)
-        ):
-            return Accepted(told)
+        # The line end is part of it: without, it may be the beginning of a longer one.
+        match = re.fullmatch(r"(\d+(?:\.[A-Za-z0-9._-]+)?)\n", text_of(output.stdout))
+        said = re.search("error|denied", text_of(output.stderr), re.IGNORECASE)
+        if is_whole(output) and output.code == 0 and match and is_id(match[1]) and not said:
+            return Accepted(match[1])
         return unclear("qsub", output)
 
     def query(self, ids: Sequence[str]) -> Command:

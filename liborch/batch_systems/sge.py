@@ -159,10 +159,11 @@ class Sge:
         """Read `qsub -terse`'s answer: an id, and nothing else."""
         if rejected := refused(output, _REFUSALS):
             return rejected
-        told = text_of(output.stdout).removesuffix("\n")
+        # The line end is part of it: without, it may be the beginning of a longer one.
+        match = re.fullmatch(r"(\d{1,18})\n", text_of(output.stdout))
         said = re.search("error|denied|unable to", text_of(output.stderr), re.IGNORECASE)
-        if is_whole(output) and output.code == 0 and re.fullmatch(r"\d{1,18}", told) and not said:
-            return Accepted(told)
+        if is_whole(output) and output.code == 0 and match and not said:
+            return Accepted(match[1])
         return unclear("qsub", output)
 
     def query(self, ids: Sequence[str]) -> Command:
