@@ -58,6 +58,7 @@ EXPECTED = (
     Expected("batch_million_ps", "1,000,000: ps answers", "value", "lower", 1, "s"),
     Expected("batch_million_stop", "1,000,000: Ctrl-C answers", "value", "lower", 1, "s"),
     Expected("batch_resume", "--resume of 100,000 with 1 missing", "value", "lower", 5, "s"),
+    Expected("swf_easy", "trace of 10,000 jobs, EASY, low load", "value", "higher", 50_000, "jobs/s"),
     Expected("core_memory", "waiting execution, of 1,000,000", "value", "lower", 1024, "B"),
 )
 HEADINGS = ("measure", "target", "value", "ratio", "")
