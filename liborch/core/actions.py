@@ -16,6 +16,33 @@ class Connect(Action, frozen=True):
     attempt: int
 
 
+class Allocate(Action, frozen=True):
+    """Ask a cluster's batch system for nodes; answer AllocationQueued, AllocationActive or AllocationRefused.
+
+    Asked again by a client that took over: it may be in the queue already, and must be looked for before.
+    """
+
+    a: str
+    cluster: str
+    nodes: int
+    walltime_s: float | None
+    #: Names of nodes that are of no use.
+    avoided: tuple[str, ...] = ()
+
+
+class Forget(Action, frozen=True):
+    """A node is gone for good: whatever is kept for it is not needed any more."""
+
+    node: str
+
+
+class Release(Action, frozen=True):
+    """Give an allocation back, whether it is queued or active; answer AllocationEnded when it is gone."""
+
+    a: str
+    cluster: str
+
+
 class Stage(Action, frozen=True):
     """Bring an execution's files to a node; answer Staged or StageFailed. Asked again when the link was torn meanwhile."""
 
@@ -104,5 +131,19 @@ class Retry(Action, frozen=True):
 
 
 AnyAction = (
-    Connect | Stage | Unstage | Hand | Recall | Cancel | Pause | Resume | Grant | Collect | Finish | Retry
+    Connect
+    | Allocate
+    | Release
+    | Forget
+    | Stage
+    | Unstage
+    | Hand
+    | Recall
+    | Cancel
+    | Pause
+    | Resume
+    | Grant
+    | Collect
+    | Finish
+    | Retry
 )

@@ -27,6 +27,65 @@ class NodeAdded(Event, frozen=True):
     host: str
 
 
+class ClusterAdded(Event, frozen=True):
+    """A host may be used whose nodes come in allocations. They are asked for when there is something for them."""
+
+    cluster: str
+    #: Nodes of one allocation, and allocations at a time (queued or active), at most.
+    nodes: int = 1
+    most: int = 1
+    #: Nodes of one allocation, at least.
+    least: int = 1
+    #: How long an allocation lasts; None: as long as the batch system gives.
+    walltime_s: float | None = None
+    #: Room on each node, as far as a person told; 0: not known.
+    cpus: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0
+
+
+class AllocationQueued(Event, frozen=True):
+    """The batch system has it in its queue; also when it was started already and has been put back there."""
+
+    a: str
+    id: str
+    #: Why it waits, in the batch system's words.
+    why: str = ""
+
+
+class AllocationRefused(Event, frozen=True):
+    """The batch system did not take it."""
+
+    a: str
+    why: str
+    #: Asking again later may help.
+    is_retriable: bool = False
+
+
+class AllocationActive(Event, frozen=True):
+    """Its nodes are ours. Told again when their time changed."""
+
+    a: str
+    id: str
+    #: As the batch system calls them.
+    nodes: tuple[str, ...]
+    #: Seconds until its time is over; None: not known.
+    left_s: float | None = None
+
+
+class AllocationEnded(Event, frozen=True):
+    """It is over, or is nowhere to be found any more."""
+
+    a: str
+    #: See `liborch.batch_systems.base.End`.
+    end: str
+    why: str = ""
+
+
+class AllocationsUnwanted(Event, frozen=True):
+    """Nobody needs nodes any more: every allocation is given back. Lasts until `Restarted`."""
+
+
 class LinksWanted(Event, frozen=True):
     """Work is about to come: links are opened ahead of it, while it is still being prepared."""
 
@@ -205,6 +264,12 @@ class Tick(Event, frozen=True):
 AnyEvent = (
     PolicyChosen
     | NodeAdded
+    | ClusterAdded
+    | AllocationQueued
+    | AllocationRefused
+    | AllocationActive
+    | AllocationEnded
+    | AllocationsUnwanted
     | LinksWanted
     | LinkOpened
     | LinkLost

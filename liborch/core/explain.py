@@ -58,7 +58,7 @@ def _placed(item: Item, node: Node) -> str:
 
 def _waiting(machine: Orchestration, item: Item) -> list[str]:
     lines: list[str] = []
-    if not machine.nodes:
+    if not machine.nodes and not machine.clusters:
         return ["there is no node yet"]
     before = sum(
         1
@@ -87,9 +87,33 @@ def _waiting(machine: Orchestration, item: Item) -> list[str]:
             and machine._reserved[0] is not item
         ):
             lines.append(f"{node.name}: kept for {machine._reserved[0].x}, which is before it")
+    lines += _to_come(machine)
     if item.node_count > 1:
         lines.append(f"it takes {item.node_count} nodes at once")
     return lines or ["it is about to be placed"]
+
+
+def _to_come(machine: Orchestration) -> list[str]:
+    """What is asked of batch systems, and what they say."""
+    lines = []
+    for allocation in machine.allocations.values():
+        since = format_duration(max(0.0, machine._now - allocation.story[-1][0]))
+        name = f"allocation {allocation.id}" if allocation.id else "an allocation"
+        why = f": {allocation.why}" if allocation.why else ""
+        state = {
+            "REQUESTED": f"is being asked for, for {since}",
+            "QUEUED": f"has been queued for {since}",
+            "ACTIVE": f"is active, for {since}",
+            "DRAINING": "takes nothing more: it is about to be over",
+        }[allocation.state]
+        lines.append(f"{allocation.cluster.name}: {name} of {allocation.node_count} nodes {state}{why}")
+    for cluster in machine.clusters.values():
+        if cluster.is_refused or (cluster.retry_at or 0.0) > machine._now:
+            again = (
+                format_duration((cluster.retry_at or 0.0) - machine._now) if not cluster.is_refused else ""
+            )
+            lines.append(f"{cluster.name}: {cluster.why}{f'; asked again in {again}' if again else ''}")
+    return lines
 
 
 def _lacking(item: Item, node: Node) -> str:

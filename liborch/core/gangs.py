@@ -38,6 +38,24 @@ class Gangs(Placement):
         """An item leaves its node without having run."""
         raise NotImplementedError
 
+    @staticmethod
+    def _loss(node: Node) -> str:
+        """Why what was on a node that is given up is over."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _count_cut_off(item: Item, reason: str) -> None:
+        """An allocation's end costs none of the attempts that a person allowed."""
+        if reason == "allocation":
+            item.cut_offs += 1
+            item.retries += 1
+        else:
+            item.cut_offs = 0
+
+    def _asks_another(self, item: Item, reason: str, code: int | None) -> bool:
+        """Whether an attempt that ended so is followed by another."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ together
 
     def _place_gang(self, lead: Item) -> bool:
@@ -61,13 +79,13 @@ class Gangs(Placement):
         found: list[Node] = []
         if lead.nodes:
             known = (self.nodes.get(name) for name in dict.fromkeys(lead.nodes))
-            found = [node for node in known if node is not None and node.is_usable and node.takes(lead)]
+            found = [node for node in known if node is not None and node.is_open and node.takes(lead)]
             if any(node.number in kept for node in found) and not self._may_pass(lead):
                 found = [node for node in found if node.number not in kept]
         else:
             skip = set(kept)
             while len(found) < count:
-                number = self._index.best(lead.cpus, lead.memory_bytes, lead.gpus, skip)
+                number = self._index.best(lead.cpus, lead.memory_bytes, lead.gpus, skip, self._gone_by(lead))
                 if number < 0:
                     break
                 skip.add(number)
@@ -150,7 +168,8 @@ class Gangs(Placement):
         if item.state == "COLLECTING":
             self._rank_home(item, f"its results are lost with the node: {why}")
         else:
-            self._over(item, "cancelled" if item.cancelling else "lost", None, why)
+            assert item.node is not None
+            self._over(item, "cancelled" if item.cancelling else self._loss(item.node), None, why)
 
     def _gang_over(self, gang: Gang) -> None:
         lead = gang.members[0]
@@ -163,6 +182,7 @@ class Gangs(Placement):
             self._out.append(act.Retry(lead.x, lead.attempt, gang.verdict[0]))
             lead.attempt += 1
             lead.retries += gang.goes_back
+            self._count_cut_off(lead, gang.verdict[0])
             lead.started_at = None
             lead.cancelling = False
             self._requeue(lead)
@@ -178,14 +198,13 @@ class Gangs(Placement):
         if not gang.awaited:
             self._gang_home(gang)
 
-    @staticmethod
-    def _wants_another(gang: Gang, lead: Item) -> bool:
+    def _wants_another(self, gang: Gang, lead: Item) -> bool:
         if gang.verdict is None or gang.is_cancelled:
             return False
         if gang.goes_back:
             return True
         reason, code, _why = gang.verdict
-        return lead.attempt <= lead.retries and verdict.asks_retry(lead.retry_on, reason, code)
+        return self._asks_another(lead, reason, code)
 
     def _rank_home(self, item: Item, why: str) -> None:
         """A rank's results are here, or will never be."""

@@ -19,6 +19,7 @@ def check(machine: Orchestration) -> None:
     """Raise InvariantError naming the first promise that does not hold."""
     _check_items(machine)
     _check_queue(machine)
+    _check_allocations(machine)
     used: dict[int, int] = {}
     for node in machine.nodes.values():
         _check_node(machine, node, used)
@@ -38,7 +39,7 @@ def check(machine: Orchestration) -> None:
                 f"{len(kept)} nodes are reserved for {head!r}, which asks for {head.node_count}"
             )
         for node in kept.values():
-            if node.link != "OPEN" or node.state != "USABLE":
+            if not node.is_open:
                 raise InvariantError(f"{node!r} is reserved and out of reach")
 
 
@@ -68,6 +69,28 @@ def _check_items(machine: Orchestration) -> None:
     for state, count in machine.counts.items():
         if state not in FINAL and live[state] != count:
             raise InvariantError(f"{live[state]} are {state}, counted {count}")
+
+
+def _check_allocations(machine: Orchestration) -> None:
+    for cluster in machine.clusters.values():
+        count = sum(1 for each in machine.allocations.values() if each.cluster is cluster)
+        if count > cluster.most:
+            raise InvariantError(f"{cluster!r} has {count} allocations")
+    for name, allocation in machine.allocations.items():
+        if name != allocation.name or allocation.state in ("ENDED", "REFUSED"):
+            raise InvariantError(f"{allocation!r} is filed under {name}, or over and still kept")
+        if allocation.nodes and allocation.state not in ("ACTIVE", "DRAINING"):
+            raise InvariantError(f"{allocation!r} has nodes")
+        occupied = sum(1 for node in allocation.nodes if node.items)
+        if allocation.nodes and occupied != allocation.occupied:
+            raise InvariantError(
+                f"{allocation!r}: {occupied} of its nodes are used, counted {allocation.occupied}"
+            )
+        for node in allocation.nodes:
+            if machine.nodes.get(node.name) is not node or node.allocation is not allocation:
+                raise InvariantError(f"{node!r} is not of {allocation!r}, or not known")
+            if node.is_leaving != (allocation.state == "DRAINING"):
+                raise InvariantError(f"{node!r} of {allocation!r} is being left, or is not")
 
 
 def _check_rank(machine: Orchestration, item: Item, gang: Gang) -> None:
@@ -124,8 +147,8 @@ def _check_node(machine: Orchestration, node: Node, used: dict[int, int]) -> Non
         raise InvariantError(f"{node!r}: the oldest order ahead would fit")
     if bool(node.ahead) != (node.number in machine._donors):
         raise InvariantError(f"{node!r}: donors are not up to date")
-    usable = node.state == "USABLE" and node.link == "OPEN" and node.free_cpus > 0 and not node.ahead
+    usable = node.is_open and node.free_cpus > 0 and not node.ahead
     wanted = (node.free_gpus, node.free_cpus, node.free_memory) if usable else None
-    indexed = machine._index._where.get(node.number)
+    indexed = machine._index.where(node.number)
     if indexed != wanted:
         raise InvariantError(f"{node!r}: the index says {indexed}, should be {wanted}")

@@ -3,27 +3,28 @@
 `handle(event, now)` is the only door: state changes nowhere else, so a list of events with their times is the whole
 history, and handling it again rebuilds the state. What the states mean and which edges there are: `tables.py`.
 
-What is in reach is known in `reach.py`, and which item goes where is decided in `placement.py`, the bases of this class; what
-is kept of each, in `things.py`.
+What is in reach is known in `reach.py`, what is asked of batch systems in `allocations.py`, and which item goes where is decided
+in `placement.py`, the bases of this class; what is kept of each, in `things.py`.
 What is left to others: carrying actions out (`liborch.drive`), remembering (`liborch.journal`).
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core import verdict
+from liborch.core.allocations import Allocations
 from liborch.core.policy import Policy
-from liborch.core.reach import Reach
 from liborch.core.tables import AT_NODE
 from liborch.core.things import Item, Node
 
 
-class Orchestration(Reach):
+class Orchestration(Allocations):
     """See the module's text.
 
     Args:
@@ -38,6 +39,12 @@ class Orchestration(Reach):
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
             ev.PolicyChosen: self._policy_chosen,
             ev.NodeAdded: self._node_added,
+            ev.ClusterAdded: self._cluster_added,
+            ev.AllocationQueued: self._allocation_queued,
+            ev.AllocationRefused: self._allocation_refused,
+            ev.AllocationActive: self._allocation_active,
+            ev.AllocationEnded: self._allocation_ended,
+            ev.AllocationsUnwanted: self._allocations_unwanted,
             ev.LinksWanted: self._links_wanted,
             ev.LinkOpened: self._link_opened,
             ev.LinkLost: self._link_lost,
@@ -71,12 +78,13 @@ class Orchestration(Reach):
         out: list[act.AnyAction] = []
         self._out = out
         self._handlers[type(event)](event)
-        if self.draining:
-            return out
-        if self.queue.waiting:
-            self._place_waiting()
-        elif self._donors and self._index and self._now >= self._rebalance_at:
-            self._rebalance()
+        if not self.draining:
+            if self.queue.waiting:
+                self._place_waiting()
+            elif self._donors and self._index and self._now >= self._rebalance_at:
+                self._rebalance()
+        if self.clusters:
+            self._review()
         return out
 
     def next_deadline(self) -> float | None:
@@ -90,6 +98,8 @@ class Orchestration(Reach):
             heapq.heappop(give_ups)
         if give_ups and (first is None or give_ups[0][0] < first):
             first = give_ups[0][0]
+        if self._review_at < math.inf and (first is None or self._review_at < first):
+            first = self._review_at
         if (
             self._donors
             and self._index
@@ -144,6 +154,8 @@ class Orchestration(Reach):
         """Send an item to a node; room was taken by the caller where it takes any."""
         item.node = node
         item.state_id = ""
+        if node.allocation is not None and not node.items:
+            node.allocation.occupied += 1
         node.items[item.x] = item
         if item.staged:
             self._move(item, "stage")
@@ -269,24 +281,23 @@ class Orchestration(Reach):
         node = item.node
         assert node is not None
         self._count_end(node)
+        self._note_duration(item)
+        reason, code, why = event.reason, event.code, ""
+        if item.evicting and reason == "cancelled" and not item.cancelling:
+            reason, code, why = "allocation", None, "its allocation was about to be over"
+        has_results = (item.collected or event.left) and reason not in ("lost", "node", "allocation")
         if item.gang is not None:
-            has_results = (item.collected or event.left) and event.reason not in ("lost", "node")
-            self._rank_over(item, event.reason, event.code, "", has_results=has_results)
+            self._rank_over(item, reason, code, why, has_results=has_results)
             return
-        if (
-            (item.collected or event.left)
-            and not item.is_slot
-            and event.reason not in ("lost", "node")
-            and not self._wants_retry(item, event.reason, event.code)
-        ):
+        if has_results and not item.is_slot and not self._wants_retry(item, reason, code):
             self._give_room_back(item)
-            item.ended = (event.reason, event.code)
+            item.ended = (reason, code)
             self._move(item, "collect")
             if node.link == "OPEN":
                 self._out.append(act.Collect(item.x, node.name))
             return
         self._leave_node(item)
-        self._conclude(item, event.reason, event.code, "")
+        self._conclude(item, reason, code, why)
 
     def _collected(self, event: ev.Collected) -> None:
         item = self.items.get(event.x)
@@ -330,6 +341,7 @@ class Orchestration(Reach):
         if item.state != "COLLECTING" and self._wants_retry(item, reason, code):
             self._move(item, "retry")
             self._out.append(act.Retry(item.x, item.attempt, reason))
+            self._count_cut_off(item, reason)
             item.attempt += 1
             item.started_at = None
             item.recalling = False
@@ -339,11 +351,15 @@ class Orchestration(Reach):
         self._move(item, verdict.edge(state))
         self._finish(item, reason, code, why)
 
-    @staticmethod
-    def _wants_retry(item: Item, reason: str, code: int | None) -> bool:
-        if item.attempt > item.retries or item.cancelling or item.is_slot or item.lease:
+    def _wants_retry(self, item: Item, reason: str, code: int | None) -> bool:
+        if item.cancelling or item.is_slot or item.lease:
             return False
-        return verdict.asks_retry(item.retry_on, reason, code)
+        return self._asks_another(item, reason, code)
+
+    def _asks_another(self, item: Item, reason: str, code: int | None) -> bool:
+        if reason == "allocation":
+            return item.cut_offs < self.policy.cut_offs_most
+        return item.attempt <= item.retries and verdict.asks_retry(item.retry_on, reason, code)
 
     def _finish(self, item: Item, reason: str, code: int | None, why: str) -> None:
         del self.items[item.x]
@@ -371,6 +387,7 @@ class Orchestration(Reach):
             self._requeue(item)
 
     def _requeue(self, item: Item) -> None:
+        self._is_stale = True
         if self.queue.add(item):
             self._unstarve()
         reserved = self._reserved

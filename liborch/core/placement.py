@@ -21,7 +21,7 @@ from typing import Final
 from liborch.core import actions as act
 from liborch.core.policy import Policy
 from liborch.core.queue import Group, Queue, Shape
-from liborch.core.room import Index, describe_room
+from liborch.core.room import Rooms, describe_room
 from liborch.core.tables import EXECUTION_TRANSITIONS
 from liborch.core.things import Item, Node
 
@@ -42,7 +42,7 @@ class Placement:
         self.queue = Queue()
         self.counts: dict[str, int] = dict.fromkeys(EXECUTION_TRANSITIONS, 0)
         self._by_number: list[Node] = []
-        self._index = Index()
+        self._index = Rooms()
         self._order = 0
         #: The first in the queue that fits nowhere, and {number: node} of what is kept for it.
         self._reserved: tuple[Item, dict[int, Node]] | None = None
@@ -58,6 +58,8 @@ class Placement:
         self._retries: list[tuple[float, int]] = []
         #: Whether any node could ever run a shape; emptied when nodes change.
         self._possible: dict[Shape, bool] = {}
+        #: Something happened that may change what allocations are needed.
+        self._is_stale = False
         self._out: list[act.AnyAction] = []
         self._now = 0.0
 
@@ -75,13 +77,26 @@ class Placement:
         """Put an item on several nodes at once; whether there was room."""
         raise NotImplementedError
 
+    @property
+    def has_clusters(self) -> bool:
+        """Whether nodes may be granted by a batch system."""
+        raise NotImplementedError
+
+    def _could_come(self, item: Item) -> bool:
+        """Whether nodes may still be granted that would have room for it."""
+        raise NotImplementedError
+
+    def _why_not_to_come(self, item: Item) -> str:
+        """Why none ever will be; "": there is nobody to grant any."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ room
 
     def _refresh(self, node: Node) -> None:
         """Bring the index in line with a node."""
         # Room beside orders ahead is theirs: the agent starts them in order, whatever else would fit.
-        if node.is_usable and not node.ahead:
-            self._index.put(node.number, node.free_cpus, node.free_memory, node.free_gpus)
+        if node.is_open and not node.ahead:
+            self._index.put(node.number, node.free_cpus, node.free_memory, node.free_gpus, node.until)
             return
         self._index.remove(node.number)
         if self._reserved is not None and node.number in self._reserved[1]:
@@ -93,8 +108,12 @@ class Placement:
             return
         self._give_room_back(item)
         del node.items[item.x]
+        if node.allocation is not None and not node.items:
+            node.allocation.occupied -= 1
+            self._is_stale = True
         item.node = None
         item.ended = None
+        item.evicting = False
 
     def _drop_ahead(self, item: Item, node: Node) -> None:
         ahead = node.ahead
@@ -197,18 +216,22 @@ class Placement:
                 node = self.nodes.get(name)
                 if (
                     node is not None
-                    and node.is_usable
+                    and node.is_open
                     and node.takes(item)
                     and (node.number not in kept or self._may_pass(item))
                 ):
                     return node
             return None
-        number = self._index.best(item.cpus, item.memory_bytes, item.gpus, kept)
+        number = self._index.best(item.cpus, item.memory_bytes, item.gpus, kept, self._gone_by(item))
         if number >= 0:
             return self._by_number[number]
         if kept and self._may_pass(item):
             return next((node for node in kept.values() if node.takes(item)), None)
         return None
+
+    def _gone_by(self, item: Item) -> float | None:
+        """When it would be over if it began now; None: nobody knows."""
+        return None if item.walltime_s is None else self._now + item.walltime_s
 
     def _may_pass(self, item: Item) -> bool:
         """Whether an item may use a reserved node: it will be gone when the reservation begins."""
@@ -245,7 +268,7 @@ class Placement:
         suited = (
             node
             for node in self._by_number
-            if node.is_usable and node.could_ever(item) and (not item.nodes or node.name in item.nodes)
+            if node.is_open and node.could_ever(item) and (not item.nodes or node.name in item.nodes)
         )
         soonest = heapq.nsmallest(
             item.node_count,
@@ -281,7 +304,7 @@ class Placement:
             if node.number in reserved:
                 again.append(node)
                 continue
-            if not node.is_usable:
+            if not node.is_open:
                 continue
             limit = self._ahead_limit(node)
             # Refilled in strides where ends are many: a stride is one message, and one group in the journal.
@@ -323,6 +346,9 @@ class Placement:
     def _may_go_ahead(group: Group, node: Node, reserved: Item | None) -> bool:
         item = group.head(reserved)
         if item is None or item.node_count > 1:
+            return False
+        if item.walltime_s is not None and node.until < math.inf:
+            # Nobody knows when its turn would come, and whether there would be time enough for it then.
             return False
         return node.could_ever(item) and (not item.nodes or node.name in item.nodes)
 
@@ -377,14 +403,18 @@ class Placement:
                 for node in self._by_number
                 if node.state != "LOST"
                 and node.link != "REFUSED"
+                and not node.is_leaving
                 and (not item.nodes or node.name in item.nodes)
                 and (node.state == "UNKNOWN" or node.could_ever(item))
             )
             enough = sum(1 for _node in itertools.islice(suited, item.node_count)) == item.node_count
-            found = self._possible[item.shape] = not self.nodes or enough
+            nothing_known = not self.nodes and not self.has_clusters
+            found = self._possible[item.shape] = nothing_known or enough or self._could_come(item)
         return found
 
     def _why_impossible(self, item: Item) -> str:
+        if self.has_clusters and not item.nodes:
+            return self._why_not_to_come(item)
         usable = [node for node in self._by_number if node.state == "USABLE" and node.link != "REFUSED"]
         if item.nodes:
             usable = [node for node in usable if node.name in item.nodes]

@@ -21,3 +21,18 @@ class Policy(msgspec.Struct, frozen=True):
     ahead_most: int = 2000
     #: Orders ahead are recalled for a free node when they would wait longer than this.
     recall_after_s: float = 0.5
+    #: An allocation that nobody has used for so long is given back.
+    idle_s: float = 60.0
+    #: Before the end of its allocation an execution is asked to end so long, and is gone (`cut_margin_s`) for certain.
+    cut_grace_s: float = 10.0
+    cut_margin_s: float = 5.0
+    #: A node whose allocation is over is given up when it was out of reach for so long.
+    leave_s: float = 10.0
+    #: An execution that allocations cut off so often, one after the other, is not begun again.
+    cut_offs_most: int = 3
+    #: A cluster is of no use when so many allocations in a row had no node that could be used.
+    useless_most: int = 3
+    #: Longest wait before a batch system that refused for now is asked again; drawn as for links.
+    request_cap_s: float = 60.0
+    #: What allocations are needed is thought over so long after something changed.
+    review_s: float = 0.25

@@ -16,7 +16,7 @@ from liborch.core import events as ev
 from liborch.core.gangs import Gangs
 from liborch.core.policy import Policy
 from liborch.core.tables import AT_NODE, EXECUTION_TRANSITIONS, LINK_TRANSITIONS, NODE_TRANSITIONS
-from liborch.core.things import Item, Node
+from liborch.core.things import Allocation, Item, Node
 from liborch.errors import IllegalTransition
 from liborch.quantities import format_duration
 
@@ -28,6 +28,8 @@ class Reach(Gangs):
         super().__init__(policy, rng)
         #: (when, node number) of nodes out of reach: to be looked at then; outdated entries are skipped.
         self._give_ups: list[tuple[float, int]] = []
+        #: Numbers of nodes that are gone for good.
+        self._unused_numbers: list[int] = []
         #: Nothing new is started.
         self.draining = False
 
@@ -75,13 +77,20 @@ class Reach(Gangs):
     # ------------------------------------------------------------------ nodes and links
 
     def _node_added(self, event: ev.NodeAdded) -> None:
-        if event.node in self.nodes:
-            return
-        node = self.nodes[event.node] = Node(event.node, event.host, len(self._by_number))
-        self._by_number.append(node)
+        if event.node not in self.nodes:
+            self._add_node(event.node, event.host)
+
+    def _add_node(self, name: str, host: str, allocation: Allocation | None = None) -> Node:
+        if self._unused_numbers:
+            number = self._unused_numbers.pop()
+        else:
+            number = len(self._by_number)
+            self._by_number.append(None)  # type: ignore[arg-type]
+        node = self.nodes[name] = self._by_number[number] = Node(name, host, number, allocation)
         self._possible.clear()
         if self.items:
             self._connect(node)
+        return node
 
     def _links_wanted(self, _event: ev.LinksWanted) -> None:
         self._connect_all()
@@ -98,8 +107,8 @@ class Reach(Gangs):
                 self._connect(node)
 
     def _link_opened(self, event: ev.LinkOpened) -> None:
-        node = self.nodes[event.node]
-        if node.link not in ("CONNECTING", "OPEN"):
+        node = self.nodes.get(event.node)
+        if node is None or node.link not in ("CONNECTING", "OPEN"):
             return
         # Told again over an open link: the node's keeper was replaced, and what was on its way to the old one is gone.
         was_open = node.link == "OPEN"
@@ -152,7 +161,7 @@ class Reach(Gangs):
             self._move(item, "pause")
         elif held == "running" and item.state == "PAUSED":
             self._move(item, "resume")
-        if item.cancelling:
+        if item.cancelling or item.evicting:
             # Also when the order never came: then it is the end of it, and it can never start.
             item.state_id = node.state_id
             self._out.append(act.Cancel(item.x, item.attempt, node.name))
@@ -183,8 +192,8 @@ class Reach(Gangs):
         self._out.append(act.Hand(item.x, item.attempt, node.name))
 
     def _link_lost(self, event: ev.LinkLost) -> None:
-        node = self.nodes[event.node]
-        if node.link not in ("CONNECTING", "OPEN"):
+        node = self.nodes.get(event.node)
+        if node is None or node.link not in ("CONNECTING", "OPEN"):
             return
         node.failures = 1 if node.link == "OPEN" else node.failures + 1
         if not node.ever_open and node.failures >= self.policy.first_attempts:
@@ -201,8 +210,8 @@ class Reach(Gangs):
         self._refresh(node)
 
     def _link_refused(self, event: ev.LinkRefused) -> None:
-        node = self.nodes[event.node]
-        if node.link == "CONNECTING" or node.link == "OPEN" or node.link == "BROKEN":
+        node = self.nodes.get(event.node)
+        if node is not None and node.link in ("CONNECTING", "OPEN", "BROKEN"):
             self._refuse_link(node, event.why)
 
     def _refuse_link(self, node: Node, why: str) -> None:
@@ -244,7 +253,7 @@ class Reach(Gangs):
         assert self.policy.give_up_s is not None
         if node.down_at is None or node.down_at + self.policy.give_up_s > self._now:
             return
-        if any(other.is_usable for other in self._by_number):
+        if any(other.is_open for other in self._by_number):
             node.down_at = None
             self._lose_items(
                 node, f"{node.name} was out of reach for {format_duration(self.policy.give_up_s)}"
@@ -253,14 +262,24 @@ class Reach(Gangs):
             self._look_later(node)
 
     def _node_lost(self, event: ev.NodeLost) -> None:
-        node = self.nodes[event.node]
-        if node.state == "LOST":
-            return
+        node = self.nodes.get(event.node)
+        if node is not None and node.state != "LOST":
+            self._lose_node(node, event.why)
+
+    def _lose_node(self, node: Node, why: str) -> None:
+        """Give a node up. One that came with an allocation never comes back: it is forgotten."""
         self._move_node(node, "lost")
-        node.why = event.why
+        node.why = why
         node.retry_at = None
-        self._lose_items(node, event.why)
+        self._lose_items(node, why)
         self._refresh(node)
+        if node.is_granted:
+            node.down_at = None
+            for known in (self._hungry, self._starved):
+                known.pop(node.number, None)
+            del self.nodes[node.name]
+            self._out.append(act.Forget(node.name))
+            self._unused_numbers.append(node.number)
         self._nodes_changed()
 
     def _lose_items(self, node: Node, why: str) -> None:
@@ -276,7 +295,12 @@ class Reach(Gangs):
             if ended is not None:
                 self._conclude(item, ended[0], ended[1], f"its results are lost with the node: {why}")
             else:
-                self._conclude(item, "cancelled" if item.cancelling else "lost", None, why)
+                self._conclude(item, "cancelled" if item.cancelling else self._loss(node), None, why)
+
+    @staticmethod
+    def _loss(node: Node) -> str:
+        """Why what was on a node that is given up is over."""
+        return "allocation" if node.is_granted else "lost"
 
     def _restarted(self, _event: ev.Restarted) -> None:
         self.draining = False

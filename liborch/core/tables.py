@@ -27,6 +27,17 @@ Node
 * UNKNOWN     its room is not known yet: its link was never open
 * USABLE      room known; what is placed on it is placed
 * LOST        given up: everything on it is lost
+
+Allocation (nodes of a cluster that a batch system gives for a time)
+
+* REQUESTED   the batch system is being asked; whether it has heard of it is not known
+* QUEUED      it is in the batch system's queue
+* ACTIVE      its nodes are ours
+* DRAINING    its nodes are ours, nothing more is placed on them: its time is nearly over, or nobody needs it
+* ENDED       over: its nodes are given up
+* REFUSED     it never was: the batch system said no
+
+"Being released" is a wish, as being cancelled is.
 """
 
 from __future__ import annotations
@@ -106,6 +117,15 @@ NODE_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
     "UNKNOWN": {"known": "USABLE", "lost": "LOST"},
     "USABLE": {"known": "USABLE", "lost": "LOST"},
     "LOST": {},
+}
+
+ALLOCATION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
+    "REQUESTED": {"queued": "QUEUED", "active": "ACTIVE", "refused": "REFUSED", "ended": "ENDED"},
+    "QUEUED": {"active": "ACTIVE", "ended": "ENDED"},
+    "ACTIVE": {"stop": "DRAINING", "requeued": "QUEUED", "ended": "ENDED"},
+    "DRAINING": {"requeued": "QUEUED", "ended": "ENDED"},
+    "ENDED": {},
+    "REFUSED": {},
 }
 
 FINAL: Final = frozenset(state for state, edges in EXECUTION_TRANSITIONS.items() if not edges)

@@ -1,8 +1,9 @@
-"""What the machine keeps of an execution, of a gang and of a node. Fields only; `machine.py` moves them."""
+"""What the machine keeps of executions, gangs, nodes, clusters and allocations. Fields only; `machine.py` and its bases move them."""
 
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ class Item:
         "cancelling",
         "collected",
         "cpus",
+        "cut_offs",
         "ended",
+        "evicting",
         "gang",
         "gpus",
         "group",
@@ -97,6 +100,9 @@ class Item:
         self.has_room = False
         self.cancelling = False
         self.recalling = False
+        #: It is being ended because its allocation is, for which it is not to blame; and how often it was.
+        self.evicting = False
+        self.cut_offs = 0
         #: Somebody wants its processes stopped.
         self.pausing = False
         #: The agent's last word, while results are collected: (reason, code).
@@ -174,6 +180,7 @@ class Node:
 
     __slots__ = (
         "ahead",
+        "allocation",
         "cpus",
         "down_at",
         "ever_open",
@@ -183,10 +190,13 @@ class Node:
         "free_memory",
         "gpus",
         "host",
+        "is_granted",
+        "is_leaving",
         "items",
         "last_end",
         "link",
         "low_water",
+        "machine",
         "memory_bytes",
         "name",
         "number",
@@ -196,13 +206,23 @@ class Node:
         "state",
         "state_id",
         "story",
+        "until",
         "why",
     )
 
-    def __init__(self, name: str, host: str, number: int) -> None:
+    def __init__(self, name: str, host: str, number: int, allocation: Allocation | None = None) -> None:
         self.name = name
         self.host = host
         self.number = number
+        #: It came with an allocation, and goes with it; which one: None, when that is over or it is there for good.
+        self.is_granted = allocation is not None
+        self.allocation = allocation
+        #: What its host calls it. The same machine that comes with another allocation is another node.
+        self.machine = name
+        #: What is placed on it has to be over by then; infinite: it is there for good.
+        self.until = math.inf
+        #: Nothing more is placed on it: its allocation is about to be over, or is.
+        self.is_leaving = False
         self.state = "UNKNOWN"
         self.link = "CLOSED"
         #: Out of reach since then, through however many tries; None: it is not, or nothing of ours is there.
@@ -234,6 +254,11 @@ class Node:
         """Whether orders can be given to it just now."""
         return self.link == "OPEN" and self.state == "USABLE"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether something may be placed on it."""
+        return self.link == "OPEN" and self.state == "USABLE" and not self.is_leaving
+
     def takes(self, item: Item) -> bool:
         """Whether it would start at once: there is room, and no order before it."""
         return not self.ahead and self.fits(item)
@@ -249,3 +274,108 @@ class Node:
             and item.memory_bytes <= self.free_memory
             and item.gpus <= self.free_gpus
         )
+
+
+class Cluster:
+    """A host whose nodes come in allocations."""
+
+    __slots__ = (
+        "avoided",
+        "ended",
+        "failures",
+        "is_refused",
+        "least_nodes",
+        "most",
+        "most_nodes",
+        "name",
+        "retry_at",
+        "room",
+        "useless",
+        "wait_s",
+        "walltime_s",
+        "why",
+    )
+
+    def __init__(self, event: ev.ClusterAdded) -> None:
+        self.name = event.cluster
+        #: Nodes of one allocation, at least and at most, and allocations at a time, at most.
+        self.least_nodes = event.least
+        self.most_nodes = event.nodes
+        self.most = event.most
+        #: Machines that could not be used, in order.
+        self.avoided: dict[str, None] = {}
+        self.walltime_s = event.walltime_s
+        #: (cores, bytes of memory, GPUs) of one node, as told or as its first nodes had it; None: not known yet.
+        self.room: tuple[int, int, int] | None = (
+            (event.cpus, event.memory_bytes, event.gpus) if event.cpus else None
+        )
+        #: Requests that failed one after the other, and when the next may be made; None: at once.
+        self.failures = 0
+        self.retry_at: float | None = None
+        #: Allocations in a row that had no node that could be used.
+        self.useless = 0
+        #: It takes no request until a person has done something.
+        self.is_refused = False
+        #: What the batch system said last against a request.
+        self.why = ""
+        #: How long allocations waited in its queue, a moving average; None: none was granted yet.
+        self.wait_s: float | None = None
+        #: Allocations that are over.
+        self.ended = 0
+
+    def __repr__(self) -> str:
+        return f"<cluster {self.name}: at most {self.most} x {self.most_nodes} nodes, {self.ended} allocations over>"
+
+
+class Allocation:
+    """Nodes of a cluster that were asked for, until they are over."""
+
+    __slots__ = (
+        "active_at",
+        "cluster",
+        "deadline",
+        "id",
+        "idle_since",
+        "is_releasing",
+        "name",
+        "node_count",
+        "nodes",
+        "occupied",
+        "requested_at",
+        "starts",
+        "state",
+        "stop_at",
+        "story",
+        "walltime_s",
+        "why",
+    )
+
+    def __init__(self, name: str, cluster: Cluster, node_count: int, now: float) -> None:
+        self.name = name
+        self.cluster = cluster
+        self.state = "REQUESTED"
+        #: As asked for.
+        self.node_count = node_count
+        self.walltime_s = cluster.walltime_s
+        self.requested_at = now
+        #: The batch system's word for it; "": it has not told one.
+        self.id = ""
+        #: Why it is not further, in the batch system's words.
+        self.why = ""
+        self.nodes: list[Node] = []
+        #: How often it became active.
+        self.starts = 0
+        #: How many of them have something of ours on them.
+        self.occupied = 0
+        self.active_at: float | None = None
+        #: When the batch system takes it away, and when we stop placing on it.
+        self.deadline = math.inf
+        self.stop_at = math.inf
+        #: Nothing of ours is on its nodes since then, and nobody waits for them; None: it is used.
+        self.idle_since: float | None = None
+        #: The batch system was asked to end it.
+        self.is_releasing = False
+        self.story: list[tuple[float, str, str]] = []
+
+    def __repr__(self) -> str:
+        return f"<allocation {self.name} ({self.id or 'no id'}) of {self.cluster.name}: {self.state}, {self.node_count} nodes>"

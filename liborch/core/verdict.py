@@ -7,6 +7,7 @@ oom         out of memory, from evidence
 walltime    over its time limit
 cancelled   somebody asked
 lost        what it did cannot be known: the node restarted, its keeper was killed, the node is gone
+allocation  its allocation was over before it was, through no fault of its own
 node        the node could not start it: disk full, no processes left
 refused     no node may run it
 staging     its files could not be brought to the node
@@ -17,9 +18,20 @@ from __future__ import annotations
 
 from typing import Final
 
-REASONS: Final = ("exit", "signal", "oom", "walltime", "cancelled", "lost", "node", "refused", "staging")
+REASONS: Final = (
+    "exit",
+    "signal",
+    "oom",
+    "walltime",
+    "cancelled",
+    "lost",
+    "allocation",
+    "node",
+    "refused",
+    "staging",
+)
 
-_STATES: Final = {"cancelled": "CANCELLED", "lost": "LOST"}
+_STATES: Final = {"cancelled": "CANCELLED", "lost": "LOST", "allocation": "LOST"}
 
 
 def final_state(reason: str, code: int | None) -> str:
