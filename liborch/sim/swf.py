@@ -77,14 +77,21 @@ def _read(path: str) -> Trace:
 
 
 def _write_starts(done: Replay, path: str) -> None:
-    """Written whole or not at all."""
-    draft = f"{path}.part-{os.getpid()}"
+    """Whole or not at all where that can be: a file that is not there, or a regular one. A pipe or a device is written to."""
+    lines = (
+        f"{number},{start:.15g}\n" for number, start in zip(done.trace.jobs.numbers, done.starts, strict=True)
+    )
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "w") as file:
+                file.writelines(lines)
+            return
+        target = os.path.realpath(path)
+        draft = f"{target}.part-{os.getpid()}"
         try:
             with open(draft, "x") as file:
-                for number, start in zip(done.trace.jobs.numbers, done.starts, strict=True):
-                    file.write(f"{number},{start:.15g}\n")
-            os.replace(draft, path)
+                file.writelines(lines)
+            os.replace(draft, target)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(draft)

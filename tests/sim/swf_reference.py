@@ -68,8 +68,8 @@ def fcfs(jobs: list[Job], machine: int) -> list[int]:
     return simulate(jobs, decide)
 
 
-def easy(jobs: list[Job], machine: int) -> list[int]:
-    """Aggressive backfilling: only the first that does not fit has a reservation."""
+def easy(jobs: list[Job], machine: int, order: Callable[[Job], int] | None = None) -> list[int]:
+    """Aggressive backfilling: only the first that does not fit has a reservation. `order`: who is first in the queue."""
 
     def next_start(now: int, running: list[Job], queue: list[Job]) -> Job | None:
         # When each processor is expected to be free; what should have ended is expected to end now.
@@ -89,6 +89,8 @@ def easy(jobs: list[Job], machine: int) -> list[int]:
         return None
 
     def decide(now: int, running: list[Job], queue: list[Job], ended: bool) -> None:
+        if order is not None:
+            queue.sort(key=order)
         while queue and (job := next_start(now, running, queue)) is not None:
             begin(job, now, running, queue)
 

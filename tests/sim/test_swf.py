@@ -126,3 +126,14 @@ def test_starts_that_cannot_be_written_leave_what_was_there(small: str, tmp_path
     assert done.returncode == 255
     assert "writing starts" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.swf", "starts"]
+
+
+def test_starts_may_go_into_a_pipe_and_through_a_link(small: str, tmp_path: Path) -> None:
+    done = call(small, "--json", "--starts", "/dev/stdout")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1,0\n2,100\n3,2\n{")
+    assert Path("/dev/stdout").is_symlink()
+    (tmp_path / "link").symlink_to("target")
+    assert call(small, "--starts", str(tmp_path / "link")).returncode == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "1,0\n2,100\n3,2\n"

@@ -92,7 +92,22 @@ def test_no_processor_is_used_twice_and_nobody_is_early_or_forgotten(
         assert used <= MACHINE
 
 
-@settings(max_examples=200, deadline=None)
+ORDERS: dict[str, Callable[[reference.Job], int]] = {
+    "shortest": lambda job: job.request,
+    "longest": lambda job: -job.request,
+    "smallest": lambda job: job.processors,
+    "largest": lambda job: -job.processors,
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows_of(20, may_overrun=True), st.sampled_from(sorted(ORDERS)))
+def test_a_priority_is_easy_backfilling_with_the_queue_in_that_order(rows: list[Row], order: str) -> None:
+    expected = by_the_book(rows, lambda jobs, machine: reference.easy(jobs, machine, ORDERS[order]))
+    assert starts(rows, "priority", order=order) == expected
+
+
+@settings(max_examples=100, deadline=None)
 @given(rows_of(20, may_overrun=True))
 def test_equal_priorities_are_easy_backfilling(rows: list[Row]) -> None:
     # No line has a queue number.
@@ -110,6 +125,19 @@ def test_ten_thousand_jobs_like_those_of_a_real_machine_start_as_by_the_book(see
     assert replay(trace, None, "fcfs").starts == by_the_book(rows, reference.fcfs, 128)  # type: ignore[arg-type]
     # They did get in one another's way.
     assert sum_up(done).mean_wait_s > 60
+
+
+def test_a_queue_of_thousands_in_any_order_is_by_the_book() -> None:
+    trace = trace_of(made(3, 3_000, 64, 20.0))
+    jobs = trace.jobs
+    rows = list(zip(jobs.submits, jobs.runs, jobs.requests, jobs.processors, strict=True))
+    for order in ("shortest", "largest"):
+        expected = by_the_book(
+            rows,  # type: ignore[arg-type]
+            lambda jobs, machine, order=order: reference.easy(jobs, machine, ORDERS[order]),  # type: ignore[misc]
+            64,
+        )
+        assert replay(trace, None, "priority", order).starts == expected
 
 
 # The machine has eight processors; of the first row, two are left over.
