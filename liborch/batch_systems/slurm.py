@@ -4,8 +4,8 @@ Every command but `enter`'s is `sh` reading a script from its standard input. Th
 on the way, it is no script and nothing runs. So any login shell will do, a submission is whole or none, and an answer is
 whole when it ends with our last line.
 
-One question about all allocations is one request to the controller, however many there are: `squeue` for this person,
-which tells finished ones as well for some minutes (MinJobAge). Lines of others are dropped on the frontend. The
+One question about all allocations is one `squeue` for this person, two small requests to the controller however many there
+are; it tells finished ones as well for some minutes (MinJobAge). Lines of others are dropped on the frontend. The
 accounting (`sacct`), which is another program's work, is asked only of ids that squeue does not know any more; it may be missing.
 
 Walltimes are rounded up to Slurm's minutes. Slurm is not asked for a signal before the end: agents know the deadline

@@ -54,7 +54,13 @@ _HELD: Final = frozenset(
     {
         *("JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue", "DependencyNeverSatisfied", "BadConstraints"),
         *("InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed", "MaxMemPerLimit"),
-        *("PartitionTimeLimit", "PartitionNodeLimit", "QOSTimeLimit", "AssociationTimeLimit"),
+        *(
+            "PartitionTimeLimit",
+            "PartitionNodeLimit",
+            "PartitionConfig",
+            "QOSTimeLimit",
+            "AssociationTimeLimit",
+        ),
         *("ReservationDeleted", "ReservationInvalid", "InvalidBBRequest", "FedJobLock"),
         *("QOSMinCpuNotSatisfied", "QOSMinGRES", "QOSMinMemory", "QOSMinNode"),
         *("launch_failed_requeued_held", "launch failed requeued held", "job requeued in held state"),

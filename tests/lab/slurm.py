@@ -17,8 +17,8 @@ node h2 see the same processes. `cluster.lab.ssh_config` has aliases `n-h2`, ...
   `closed` (down), `admins` (nobody's). Nodes have `cpus` CPUs and 4000 MB, whatever the machine has; with `gpus` so many of gres/gpu.
 - Authentication is auth/none: inside the namespaces everybody is who they say. There is no accounting: sacct and sacctmgr
   say so. Steps are not confined (proctrack/linuxproc), as control groups are version 1 here.
-- `cluster.run("squeue")` is a command on the frontend without ssh; `.kill_controller()`, `.start_controller()`, `.kill_node("h2")`,
-  `.start_node("h2")`, `.drain("h2")`, `.resume("h2")`, `.fake("sbatch", script)`, `.rpcs()`, `.clear()`.
+- `cluster.run("squeue")` is a command on the frontend without ssh, `cluster.ask(Slurm().query([]))`
+  one of ours; `.kill_controller()`, `.start_controller()`, `.kill_node("h2")`, `.start_node("h2")`, `.drain("h2")`, `.resume("h2")`, `.fake("sbatch", script)`, `.rpcs()`, `.clear()`.
 
 Everything runs in the hosts' namespaces and ends with the lab; files are in the lab's folder.
 """
@@ -30,11 +30,13 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from liborch.batch_systems.base import Command, Output
 from tests.lab.hosts import Host, Lab
-from tests.lab.machine import wait_until
+from tests.lab.machine import PATH, wait_until
 
 #: Programs that a cluster is made of.
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo", "sdiag")
@@ -151,6 +153,26 @@ class SlurmCluster:
         """Run a shell command on the frontend, without ssh."""
         return self.frontend.run(command, check=check, input=input, user=user)
 
+    def ask(self, command: Command, *, login: str = "", timeout_s: float = 30) -> Output:
+        """Run a dialect's command on the frontend: as root without ssh, which is quicker, or over ssh as `login`."""
+        argv = [*self.frontend._enter(), *command.argv]
+        if login:
+            config = str(self.lab.ssh_config)
+            argv = ["ssh", "-F", config, "-l", login, self.frontend.alias, shlex.join(command.argv)]
+        environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"}
+        try:
+            done = subprocess.run(
+                argv,
+                input=command.stdin,
+                capture_output=True,
+                check=False,
+                timeout=timeout_s,
+                env=environment,
+            )
+        except subprocess.TimeoutExpired:
+            return Output(None)
+        return Output(done.returncode, done.stdout, done.stderr)
+
     def states(self) -> dict[str, str]:
         """{node: what sinfo says of it}; empty while the controller does not answer."""
         told = self.run("sinfo -h -N -p main -o '%N %T'", check=False).stdout.splitlines()
@@ -163,7 +185,7 @@ class SlurmCluster:
 
     def clear(self) -> None:
         """Cancel everything and wait until the queue is empty and the nodes idle."""
-        self.run("scancel --user=root; scancel --state=PENDING --user=root", check=False)
+        self.run("scancel $(squeue -h -a -o %A) 2>/dev/null", check=False)
         wait_until("the queue to be empty", lambda: not self.queue())
 
     def start_controller(self) -> None:
@@ -174,6 +196,13 @@ class SlurmCluster:
     def kill_controller(self) -> None:
         """Kill slurmctld with SIGKILL. What it had not saved is forgotten."""
         self._kill(self.frontend, "/run/slurmctld.pid")
+
+    def save(self, id: str) -> None:
+        """Wait until the controller has written down what it knows by now of an allocation; else a kill makes it forget."""
+        mark = f"saved-{id}-{time.monotonic_ns()}"
+        self.run(f"scontrol update job={id} comment={mark}")
+        state = self.lab.folder / "slurm" / "state" / "job_state"
+        wait_until(f"{id} saved", lambda: state.exists() and mark.encode() in state.read_bytes())
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of a node."""
