@@ -37,6 +37,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "liborch.transfer": (*BASE, "liborch.core", *FRAMES),
     "liborch.profiles": BASE,
     "liborch.batch_systems": (*BASE, "liborch.core"),
+    # A profile's shell procedures are rendered, and their notes read, in one place; both sides are pure.
+    "liborch.batch_systems.procedures": (*BASE, "liborch.batch_systems", "liborch.profiles.procedures"),
+    "liborch.batch_systems._procedures_shell": ("liborch.profiles.procedures",),
     "liborch.drive": (*BASE, "liborch.core", "liborch.patterns", "liborch.places", *BORDERS, "liborch.agent"),
     # Doubles stand in for anything of the library; nothing of the library knows them.
     "liborch.sim": ("liborch.*",),
