@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Final
 
 from liborch.batch_systems import slurm_limits
-from liborch.batch_systems._reading import checked_ids, excerpt, keep_ours, refused, text_of, unclear
+from liborch.batch_systems._reading import checked_ids, excerpt, is_node, keep_ours, refused, text_of, unclear
 from liborch.batch_systems.base import Accepted, Command, Limits, Output, Rejected, Request, Sight, Unclear
 from liborch.batch_systems.slurm_rows import (
     FORMAT,
@@ -42,6 +42,7 @@ from liborch.batch_systems.slurm_words import (
     SBATCH_VARIABLES,
     SQUEUE_VARIABLES,
     UNHEARD,
+    apart,
     stray,
 )
 from liborch.errors import SpecError
@@ -62,7 +63,7 @@ class Slurm:
 
     def submit(self, request: Request) -> Command:
         """Render sbatch with the holder as its script. Raises SpecError for options that are ours, and for scripts."""
-        keep_ours("sbatch", request.options, OURS, attached=OURS_ATTACHED)
+        keep_ours("sbatch", apart(request.options), OURS, attached=OURS_ATTACHED)
         script = stray(request.options)
         if script is not None:
             raise SpecError(f"{script[:60]!r} in the options of sbatch is no option: write --name=value")
@@ -195,6 +196,8 @@ class Slurm:
     def enter(self, id: str, node: str, argv: Sequence[str]) -> tuple[str, ...]:
         """Return the srun that runs `argv` beside the holder, on one node, taking nothing from what runs there."""
         (checked,) = checked_ids([id])
+        if not is_node(node):
+            raise ValueError(f"{node[:80]!r} is no name of a node")
         cluster = _cluster(checked)
         return (
             *("srun", f"--jobid={_number(checked)}", *((f"--clusters={cluster}",) if cluster else ())),

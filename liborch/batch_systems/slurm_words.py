@@ -164,6 +164,17 @@ _FLAGS: Final = frozenset(
 )
 
 
+def apart(options: Sequence[str]) -> list[str]:
+    """The same with one-letter options apart from each other: `-HN2` is `-H`, `-N2`."""
+    found: list[str] = []
+    for word in options:
+        while len(word) > 2 and word[0] == "-" != word[1] and word[:2] in _FLAGS:
+            found.append(word[:2])
+            word = "-" + word[2:]
+        found.append(word)
+    return found
+
+
 def stray(options: Sequence[str]) -> str | None:
     """The first word that is neither an option nor one's value: sbatch would run it as its script, instead of ours."""
     takes_one = False
