@@ -86,7 +86,7 @@ def _flat(job: Mapping[str, Any]) -> dict[str, str]:
     for key, value in job.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{name}": str(each) for name, each in value.items()}
-        else:
+        elif value is not None:
             flat[key] = str(value)
     return flat
 
@@ -190,6 +190,9 @@ def _end(job: Mapping[str, str], exits: Mapping[int, End]) -> tuple[End, str]:
     code = int(told)
     if code == 0:
         return "done", why
+    # MOM's own words, where a site passes them on.
+    if match := re.search(r"\b(walltime|p?v?mem|memory)\b.* exceeded", why):
+        return ("timeout" if match[1] == "walltime" else "memory"), why
     if code < 0:
         return exits.get(code, "failed"), why
     used = seconds_of(job.get("resources_used.walltime", ""))
