@@ -80,8 +80,7 @@ class Gangs(Placement):
         if lead.nodes:
             known = (self.nodes.get(name) for name in dict.fromkeys(lead.nodes))
             found = [node for node in known if node is not None and node.is_open and node.takes(lead)]
-            if any(node.number in kept for node in found) and not self._may_pass(lead):
-                found = [node for node in found if node.number not in kept]
+            found = [node for node in found if node.number not in kept or self._may_pass(lead, node)]
         else:
             skip = set(kept)
             while len(found) < count:
@@ -90,8 +89,8 @@ class Gangs(Placement):
                     break
                 skip.add(number)
                 found.append(self._by_number[number])
-            if len(found) < count and kept and self._may_pass(lead):
-                found += [node for node in kept.values() if node.takes(lead)]
+            if len(found) < count:
+                found += [node for node in kept.values() if node.takes(lead) and self._may_pass(lead, node)]
         if len(found) < count:
             return None
         return sorted(found[:count], key=lambda node: node.number)

@@ -2,7 +2,7 @@
 
 Items wait in groups (`queue.py`); the first one that fits a node (`room.py`: best fit) is placed there. The first
 of all that fits nowhere reserves the node (or nodes) that will have room for it soonest; others may pass it everywhere else, and
-there only if their walltime says they are gone in time: it is never delayed by who passes. When nothing is free, orders
+there only if they are gone in time or fit beside it (`backfill.py`): it is never delayed by who passes. When nothing is free, orders
 are handed over ahead, a few per node, so that a slot refills without a round trip; they are recalled when
 another node runs dry.
 
@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from liborch.core import actions as act
+from liborch.core.backfill import FOREVER, Reservation, Room, reserve
 from liborch.core.policy import Policy
 from liborch.core.queue import Group, Queue, Shape
 from liborch.core.room import Rooms, describe_room
 from liborch.core.tables import EXECUTION_TRANSITIONS
 from liborch.core.things import Item, Node
 
-_FOREVER: Final = math.inf
 _NONE: Final[Mapping[int, Node]] = {}
 #: Nodes compared for a reservation.
 _LOOKED_AT: Final = 256
@@ -46,6 +46,8 @@ class Placement:
         self._order = 0
         #: The first in the queue that fits nowhere, and {number: node} of what is kept for it.
         self._reserved: tuple[Item, dict[int, Node]] | None = None
+        #: When each of these nodes has room for it, and what is spare beside it then: as far as asked for since room changed.
+        self._soonest_on: dict[int, Reservation[Room]] = {}
         #: What no node in reach has room for even when empty: nothing can be kept for it.
         self._hopeless: set[Shape] = set()
         #: Nodes that may take more orders ahead, and nodes that hold some.
@@ -132,6 +134,7 @@ class Placement:
 
     def _occupy(self, item: Item, node: Node) -> None:
         self._drop_ahead(item, node)
+        self._soonest_on.clear()
         item.has_room = True
         node.free_cpus -= item.cpus
         node.free_memory -= item.memory_bytes
@@ -178,6 +181,7 @@ class Placement:
         """Place as many waiting items as fit; then hand some ahead."""
         queue = self.queue
         index = self._index
+        self._soonest_on.clear()
         while index:
             group = queue.first()
             if group is None:
@@ -218,50 +222,47 @@ class Placement:
                     node is not None
                     and node.is_open
                     and node.takes(item)
-                    and (node.number not in kept or self._may_pass(item))
+                    and (node.number not in kept or self._may_pass(item, node))
                 ):
                     return node
             return None
         number = self._index.best(item.cpus, item.memory_bytes, item.gpus, kept, self._gone_by(item))
         if number >= 0:
             return self._by_number[number]
-        if kept and self._may_pass(item):
-            return next((node for node in kept.values() if node.takes(item)), None)
-        return None
+        return next((node for node in kept.values() if node.takes(item) and self._may_pass(item, node)), None)
 
     def _gone_by(self, item: Item) -> float | None:
         """When it would be over if it began now; None: nobody knows."""
         return None if item.walltime_s is None else self._now + item.walltime_s
 
-    def _may_pass(self, item: Item) -> bool:
-        """Whether an item may use a reserved node: it will be gone when the reservation begins."""
-        if item.walltime_s is None or self._reserved is None:
+    def _may_pass(self, item: Item, node: Node) -> bool:
+        """Whether an item may use a node kept for the head of the queue, which starts no later for that."""
+        gone_by = self._gone_by(item)
+        if self._reserved is None or (gone_by is not None and gone_by > node.until):
             return False
         head, nodes = self._reserved
-        return self._now + item.walltime_s <= max(self._free_at(node, head) for node in nodes.values())
+        soonest = self._soonest_on
+        if not soonest:
+            soonest.update((number, self._soonest(each, head)) for number, each in nodes.items())
+        begin = max(each.begin for each in soonest.values())
+        kept = Reservation(begin, soonest[node.number].spare)
+        return kept.lets_pass(_room_of(item), FOREVER if gone_by is None else gone_by)
 
-    def _free_at(self, node: Node, item: Item) -> float:
-        """When a node will have room for an item, by the walltimes of what runs; infinite when one has none."""
-        cpus, memory, gpus = node.free_cpus, node.free_memory, node.free_gpus
+    def _soonest(self, node: Node, item: Item) -> Reservation[Room]:
+        """When a node will have room for an item, by the walltimes of what runs, and what is spare beside it then."""
         ends = sorted(
             (
                 (other.started_at if other.started_at is not None else self._now)
-                + (other.walltime_s or _FOREVER),
+                + (other.walltime_s or FOREVER),
                 other.order,
                 other,
             )
             for other in node.items.values()
             if other.has_room
         )
-        for end, _order, other in ends:
-            if cpus >= item.cpus and memory >= item.memory_bytes and gpus >= item.gpus:
-                return self._now
-            cpus += other.cpus
-            memory += other.memory_bytes
-            gpus += other.gpus
-            if cpus >= item.cpus and memory >= item.memory_bytes and gpus >= item.gpus:
-                return end
-        return self._now if not ends else _FOREVER
+        free = Room(node.free_cpus, node.free_memory, node.free_gpus)
+        found = reserve(_room_of(item), free, ((end, _room_of(other)) for end, _, other in ends), self._now)
+        return found or Reservation(FOREVER, None)
 
     def _reserve(self, item: Item) -> None:
         """Keep the nodes for it that have room soonest, of a good number that could have it: a decision stays cheap."""
@@ -273,15 +274,17 @@ class Placement:
         soonest = heapq.nsmallest(
             item.node_count,
             itertools.islice(suited, max(_LOOKED_AT, 2 * item.node_count)),
-            key=lambda node: (self._free_at(node, item), -node.free_cpus, node.number),
+            key=lambda node: (self._soonest(node, item).begin, -node.free_cpus, node.number),
         )
         if len(soonest) < item.node_count:
             self._hopeless.add(item.shape)
         else:
             self._reserved = (item, {node.number: node for node in soonest})
+            self._soonest_on.clear()
 
     def _unreserve(self) -> None:
         self._reserved = None
+        self._soonest_on.clear()
         self.queue.unpark()
         self._unstarve()
 
@@ -359,6 +362,7 @@ class Placement:
     def _rebalance(self) -> None:
         """Nodes have free room while others hold orders ahead that would wait long: ask for some of them back."""
         self._rebalance_at = self._now + self.policy.recall_after_s / 2
+        self._soonest_on.clear()
         donors = [node for node in self._donors.values() if node.is_usable]
         donor = max(donors, key=_time_ahead, default=None)
         if donor is None or _time_ahead(donor) < self.policy.recall_after_s:
@@ -432,6 +436,10 @@ class Placement:
             )
         reasons = "; ".join(f"{node.name}: {node.why}" for node in self._by_number if node.why)
         return f"no node can be used: {reasons or 'there is none'}"
+
+
+def _room_of(item: Item) -> Room:
+    return Room(item.cpus, item.memory_bytes, item.gpus)
 
 
 def _time_ahead(node: Node) -> float:
