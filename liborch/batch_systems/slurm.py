@@ -40,6 +40,7 @@ from liborch.batch_systems.slurm_words import (
     OURS_ATTACHED,
     REFUSALS,
     SBATCH_VARIABLES,
+    SHARES,
     SQUEUE_VARIABLES,
     UNHEARD,
     apart,
@@ -49,6 +50,11 @@ from liborch.errors import SpecError
 
 #: Seconds in a minute, Slurm's unit of walltimes.
 _MINUTE: Final = 60
+
+#: Seconds that sbatch may take.
+_PATIENCE_S: Final = 25
+#: What `timeout` ends with, when it ended the command with TERM and with KILL.
+_OUT_OF_TIME: Final = ("124", "137")
 
 _SUBMITTED = re.compile(r"(?:\A|\n)([0-9]{1,20}(?:;[A-Za-z0-9_.-]{1,64})?)\norch-end\|0\n\Z")
 _ENDED = re.compile(r"(?:\A|\n)orch-end\|([0-9]{1,3})\n\Z")
@@ -62,7 +68,11 @@ class Slurm:
     can_enter = True
 
     def submit(self, request: Request) -> Command:
-        """Render sbatch with the holder as its script. Raises SpecError for options that are ours, and for scripts."""
+        """Render sbatch with the holder as its script. Raises SpecError for options that are ours, and for scripts.
+
+        Wherever the connection goes, the sbatch is over before the command's `timeout_s`: one that finds the queue full
+        tries again for two minutes, and would be in the queue after its token was looked up and not found.
+        """
         keep_ours("sbatch", apart(request.options), OURS, attached=OURS_ATTACHED)
         script = stray(request.options)
         if script is not None:
@@ -77,6 +87,8 @@ class Slurm:
         if request.nodes > 1:
             # One node that fails does not take the others with it.
             words.append("--no-kill")
+        if not any(_names(option, SHARES) for option in request.options):
+            words.append("--exclusive")
         if request.walltime_s is not None:
             words.append(f"--time={_time_of(request.walltime_s)}")
         # In the name of a file, Slurm fills in "%" and takes "\" as an escape.
@@ -85,7 +97,7 @@ class Slurm:
         end = f"orch-{request.token}-end"
         return _shell(
             f"unset {SBATCH_VARIABLES}",
-            f"{shlex.join([*words, *request.options])} <<'{end}'",
+            f"timeout -k 2 {_PATIENCE_S} {shlex.join([*words, *request.options])} <<'{end}'",
             "#!/bin/sh",
             f"exec {shlex.join(request.holder)}",
             end,
@@ -101,7 +113,7 @@ class Slurm:
         if submitted is not None:
             return Accepted(submitted[1])
         output = Output(int(ended[1]), said[: ended.start()].encode(), output.stderr)
-        if UNHEARD.search(text_of(output.stderr)):
+        if ended[1] in _OUT_OF_TIME or UNHEARD.search(text_of(output.stderr)):
             return unclear("sbatch", output)
         return refused(output, REFUSALS) or unclear("sbatch", output)
 
@@ -262,6 +274,16 @@ def _number(id: str) -> str:
 
 def _cluster(id: str) -> str:
     return id.partition(";")[2]
+
+
+def _names(option: str, known: Iterable[str]) -> bool:
+    """Whether a word is one of these options, with or without a value."""
+    return any(
+        option == each
+        or option.startswith(f"{each}=")
+        or (len(each) == 2 and option.startswith(each) and not option.startswith("--"))
+        for each in known
+    )
 
 
 def _time_of(seconds: float) -> str:

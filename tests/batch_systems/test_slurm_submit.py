@@ -31,7 +31,7 @@ def test_sbatch_is_told_what_is_asked_for_and_given_the_holder_as_its_script(tmp
     words = words_of(tmp_path, Request("abc123", nodes=3, walltime_s=7200, holder=("sleep", "for ever; $X'")))
     assert words == [
         *("--parsable", "--job-name=orch-abc123", "--nodes=3", "--no-requeue", "--no-kill"),
-        *("--time=0-02:00:00", "--output=/dev/null"),
+        *("--exclusive", "--time=0-02:00:00", "--output=/dev/null"),
     ]
     script = (tmp_path / "script").read_text()
     assert script.startswith("#!/bin/sh\n")
@@ -39,6 +39,14 @@ def test_sbatch_is_told_what_is_asked_for_and_given_the_holder_as_its_script(tmp
     (tmp_path / "sleep").chmod(0o755)
     said = run_with(SLURM.submit(Request("abc124")), tmp_path, {"sbatch": 'sh "$HERE/script" >&2; echo 1'})
     assert said.stderr == b"for ever; $X'"
+
+
+@pytest.mark.parametrize("option", ["--exclusive=user", "-c4", "--ntasks-per-node=2", "-n8", "-s"])
+def test_whole_nodes_are_asked_for_unless_the_person_says_how_much_of_each(
+    option: str, tmp_path: Path
+) -> None:
+    assert "--exclusive" in words_of(tmp_path, Request("abc123", options=("--mem=4G",)))
+    assert "--exclusive" not in words_of(tmp_path, Request("abc123", options=(option,)))
 
 
 def test_options_of_the_person_arrive_word_by_word_after_ours(tmp_path: Path) -> None:
@@ -225,6 +233,8 @@ def test_when_the_answer_was_lost_nobody_knows_what_became_of_the_submission(wor
         Output(0, b"Submitted batch job 4711\norch-end|0\n"), Output(0, b"4711 \norch-end|0\n"), Output(0, b"4711\norch-end|0"),
         Output(0, b"4711\norch-end|0\n", is_cut=True), Output(0, b"9" * 300 + b"\norch-end|0\n"), Output(0, b"4711;a b\norch-end|0\n"),
         Output(0, b"orch-end|0\n", b"sbatch: error: Invalid partition\n"), Output(0, "४७\norch-end|0\n".encode()),
+        failed("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n", 124),
+        failed("sbatch: error: Invalid partition name specified\n", 137),
         failed("sbatch: erreur : la soumission a \xe9chou\xe9\n"), failed("Segmentation fault\n", 139), failed(""),
     ],
 )  # fmt: skip

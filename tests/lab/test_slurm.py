@@ -149,6 +149,18 @@ def test_of_a_submission_that_was_killed_there_is_one_allocation_for_its_token_o
     assert any(name == "Unclear" for _, name, _ in outcomes), f"nothing was killed in time: {outcomes}"
 
 
+@pytest.mark.parametrize(
+    "instead", ["exit 0", "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1", "sleep 9"]
+)  # fmt: skip
+def test_a_submission_whose_answer_was_lost_is_found_by_its_token(quiet: SlurmCluster, instead: str) -> None:
+    request = Request(token(), options=("--hold",))
+    with quiet.fake("sbatch", f'/usr/bin/sbatch "$@" >/dev/null; {instead}'):
+        answer = SLURM.parse_submit(quiet.ask(SLURM.submit(request), timeout_s=1))
+    assert isinstance(answer, Unclear), answer
+    (found,) = [sight for sight in look(quiet).values() if sight.token == request.token]
+    assert (found.state, found.why) == ("held", "JobHeldUser")
+
+
 def test_while_the_controller_is_down_nothing_is_known_and_afterwards_all_is_as_before(
     make_slurm_lab: MakeCluster,
 ) -> None:
