@@ -26,7 +26,6 @@ from liborch.drive.execution import Execution
 from liborch.drive.outputs import OnOutput
 from liborch.drive.results import Result
 from liborch.drive.session import details_of, driving
-from liborch.drive.targets import targets_of
 from liborch.errors import SpecError
 from liborch.places import Places, places
 from liborch.profiles.find import find_host
@@ -170,8 +169,7 @@ async def open_host(
         accept_new=accept_new,
         **options,
     ) as driver:
-        for target in targets_of(profile):
-            driver.add(target)
+        driver.add_host(profile)
         yield Host(profile.name, profile, driver)
 
 

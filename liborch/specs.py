@@ -180,7 +180,10 @@ class NodeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AllocationSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to ask a batch system for."""
 
+    #: Nodes of one allocation, at most; what waits may need fewer.
     nodes: int = 1
+    #: And at least.
+    least: int = 1
     walltime_s: float | None = None
     #: Allocations at a time, queued or active.
     most: int = 1

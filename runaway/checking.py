@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from liborch.drive.peek import linked
-from liborch.drive.targets import Target, targets_of
+from liborch.drive.targets import Target, entries_of
 from liborch.errors import OrchestraError
 from liborch.places import Places, places
 from liborch.plain_text import neutral
@@ -24,7 +24,7 @@ def check(names: tuple[str, ...], *, accept_new: bool, as_json: bool) -> int:
     targets = [
         target
         for name in names
-        for target in targets_of(find_host(name, folders.profiles, folders.ssh_config))
+        for target in entries_of(find_host(name, folders.profiles, folders.ssh_config))
     ]
     found = asyncio.run(_check_all(targets, folders, accept_new=accept_new))
     for fields in found:

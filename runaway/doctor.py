@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from liborch.drive.peek import linked
-from liborch.drive.targets import Target, targets_of
+from liborch.drive.targets import Target, entries_of
 from liborch.errors import HostKeyChanged, HostKeyUnknown, OrchestraError
 from liborch.journal import Journal
 from liborch.places import Places, places
@@ -83,7 +83,7 @@ def examine(host: str, *, accept_new: bool, as_json: bool) -> int:
     examination = Examination(as_json)
     examination.say("profile", "ok", profile.source or "none: taken as ssh would")
     status = 0
-    for target in targets_of(profile):
+    for target in entries_of(profile):
         try:
             asyncio.run(_examine(target, folders, examination, accept_new))
         except CannotGoOn:

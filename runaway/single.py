@@ -17,7 +17,6 @@ from liborch.core.policy import Policy
 from liborch.drive.driver import Driver
 from liborch.drive.execution import Execution
 from liborch.drive.session import details_of, driving
-from liborch.drive.targets import targets_of
 from liborch.drive.transfers import Snapshots
 from liborch.errors import HostUnreachable
 from liborch.places import places
@@ -131,8 +130,7 @@ async def run_exec(options: ExecOptions) -> int:
             listener=listener,
             progress=lambda what, _x: messages.progress(what),
         ) as driver:
-            for target in targets_of(profile):
-                driver.add(target)
+            driver.add_host(profile)
             driver.connect()
             if sending is not None:
                 snapshot = await sending.pack(snapshots, messages, folders)

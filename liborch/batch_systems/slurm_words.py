@@ -129,6 +129,21 @@ OURS: Final = {
 #: One-letter options of those whose value may follow at once, and those that have none.
 OURS_ATTACHED: Final = "JNtaMWhV"
 
+#: Options of sbatch that say how much of each node is wanted; without one, all of it is.
+SHARES: Final = (
+    *("--exclusive", "--oversubscribe", "-s", "--overcommit", "-O", "--share"),
+    *("--ntasks", "-n", "--ntasks-per-node", "--ntasks-per-socket", "--ntasks-per-core", "--tasks-per-node"),
+    *(
+        "--cpus-per-task",
+        "-c",
+        "--cpus-per-gpu",
+        "--mincpus",
+        "--cores-per-socket",
+        "--extra-node-info",
+        "-B",
+    ),
+)
+
 #: Options of sbatch that take no value of a word of its own; one after them would be a script to run.
 _FLAGS: Final = frozenset(
     {

@@ -19,7 +19,7 @@ class Connect(Action, frozen=True):
 class Allocate(Action, frozen=True):
     """Ask a cluster's batch system for nodes; answer AllocationQueued, AllocationActive or AllocationRefused.
 
-    Asked again by a client that took over: it may be in the queue already, and must be looked for before.
+    Repeated by a client that took over: it may be in the queue already, and must be looked for before.
     """
 
     a: str
@@ -28,6 +28,8 @@ class Allocate(Action, frozen=True):
     walltime_s: float | None
     #: Names of nodes that are of no use.
     avoided: tuple[str, ...] = ()
+    #: It may have been asked for already.
+    is_repeated: bool = False
 
 
 class Forget(Action, frozen=True):

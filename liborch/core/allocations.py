@@ -119,6 +119,9 @@ class Allocations(Reach):
             waited = self._now - allocation.requested_at
             cluster.wait_s = waited if cluster.wait_s is None else _averaged(cluster.wait_s, waited)
             allocation.active_at = self._now
+            allocation.room = (event.cpus, event.memory_bytes, event.gpus)
+            if event.cpus and cluster.room is None:
+                cluster.room = allocation.room
             allocation.deadline = deadline
             allocation.starts += 1
             which = event.id if allocation.starts == 1 else f"{event.id}.{allocation.starts}"
@@ -171,9 +174,11 @@ class Allocations(Reach):
         self._unwanted = False
         for allocation in self.allocations.values():
             if allocation.is_releasing:
+                if not allocation.id:
+                    self._ask(allocation, is_repeated=True)
                 self._out.append(act.Release(allocation.name, allocation.cluster.name))
             elif allocation.state == "REQUESTED":
-                self._ask(allocation)
+                self._ask(allocation, is_repeated=True)
         self._is_stale = True
 
     # ------------------------------------------------------------------ states
@@ -188,7 +193,7 @@ class Allocations(Reach):
         allocation.story.append((self._now, edge, new))
         del allocation.story[:-50]
 
-    def _ask(self, allocation: Allocation) -> None:
+    def _ask(self, allocation: Allocation, *, is_repeated: bool = False) -> None:
         self._out.append(
             act.Allocate(
                 allocation.name,
@@ -196,6 +201,7 @@ class Allocations(Reach):
                 allocation.node_count,
                 allocation.walltime_s,
                 tuple(allocation.cluster.avoided),
+                is_repeated,
             )
         )
 
@@ -392,7 +398,7 @@ class Allocations(Reach):
             left_s = needed * self._takes_s / here
             if left_s <= (cluster.wait_s or 0.0) + self._takes_s and self._lasts(live, left_s):
                 return
-        uncovered = needed - sum(each.node_count for each in live if each.state in ("REQUESTED", "QUEUED"))
+        uncovered = needed - sum(self._to_come(each) for each in live)
         while uncovered > 0 and len(live) < cluster.most:
             count = max(math.ceil(uncovered), self._nodes_at_once(cluster), cluster.least_nodes)
             count = min(count, cluster.most_nodes)
@@ -403,6 +409,15 @@ class Allocations(Reach):
             live.append(allocation)
             self._ask(allocation)
             uncovered -= count
+
+    @staticmethod
+    def _to_come(allocation: Allocation) -> int:
+        """How many nodes of it will be there and are not yet."""
+        if allocation.state in ("REQUESTED", "QUEUED"):
+            return allocation.node_count
+        if allocation.state == "ACTIVE":
+            return sum(1 for node in allocation.nodes if node.state == "UNKNOWN" and node.link != "REFUSED")
+        return 0
 
     def _lasts(self, allocations: Sequence[Allocation], seconds: float) -> bool:
         """Whether those that are active will be there for so long."""

@@ -71,6 +71,10 @@ class AllocationActive(Event, frozen=True):
     nodes: tuple[str, ...]
     #: Seconds until its time is over; None: not known.
     left_s: float | None = None
+    #: Room on each of its nodes, as the batch system gave it; 0: not told.
+    cpus: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0
 
 
 class AllocationEnded(Event, frozen=True):

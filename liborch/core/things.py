@@ -342,6 +342,7 @@ class Allocation:
         "nodes",
         "occupied",
         "requested_at",
+        "room",
         "starts",
         "state",
         "stop_at",
@@ -363,6 +364,8 @@ class Allocation:
         #: Why it is not further, in the batch system's words.
         self.why = ""
         self.nodes: list[Node] = []
+        #: Cores, bytes of memory and GPUs on each of its nodes that are ours; 0: not told.
+        self.room = (0, 0, 0)
         #: How often it became active.
         self.starts = 0
         #: How many of them have something of ours on them.

@@ -107,10 +107,16 @@ async def adopting(
         targets = left.targets
         driver.has_plan = left.planned_from is not None
         driver.targets.update({target.name: target for target in targets})
+        for profile in (*left.former, *left.profiles):
+            if profile.batch_system != "none":
+                driver.know_frontend(profile)
         details = {row.id: json.loads(row.record) for row in left.rows if row.record}
         await driver.replay(left.groups, executions, details, left.count)
         for target in targets:
             driver.add(target)
+        for profile in left.profiles:
+            if profile.batch_system != "none":
+                driver.add_host(profile)
         for item in list(driver.core.items.values()):
             if item.is_slot:
                 # Whoever held it is gone, and with it the reason to keep the room.

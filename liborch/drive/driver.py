@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from liborch.batch_systems.names import named
 from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
 from liborch.core.things import lead_of
+from liborch.drive.allocating import Frontend
 from liborch.drive.execution import Execution
 from liborch.drive.ground import as_ours, unbroken
 from liborch.drive.orders import remote_folder, spec_from_json, spec_to_json, submitted
@@ -23,7 +25,7 @@ from liborch.drive.outputs import OnOutput, Sink
 from liborch.drive.ranks import open_details, spec_of
 from liborch.drive.recording import NOTHING, decode
 from liborch.drive.rounds import Rounds
-from liborch.drive.targets import Target
+from liborch.drive.targets import Target, capacity_of, targets_of
 from liborch.drive.transfers import sweep, tidy
 from liborch.errors import (
     AgentError,
@@ -32,7 +34,7 @@ from liborch.errors import (
     WorldError,
 )
 from liborch.journal import Change, ExecutionRow, Group, Journal, NewExecution
-from liborch.specs import ExecutionSpec
+from liborch.specs import AllocationSpec, ExecutionSpec, HostProfile
 
 T = TypeVar("T")
 
@@ -43,6 +45,8 @@ TIDY_S = 10.0
 #: Nodes out of reach at the end of a batch are waited for so long, to be tidied.
 SWEEP_S = 15.0
 SWEEP_AGAIN_S = 0.2
+#: Allocations are seen out of their queues for so long.
+GIVE_BACK_S = 30.0
 #: And so long for a journal that takes nothing.
 LAST_ROUND_S = 5.0
 
@@ -71,6 +75,43 @@ class Driver(Rounds):
         """Make a node known. Its link is opened when there is work."""
         self.targets[target.name] = target
         self.post(ev.NodeAdded(target.name, target.profile.name))
+
+    def add_host(self, profile: HostProfile) -> None:
+        """Make a host's nodes known, or the batch system that grants them. Raises UnknownName for a batch system."""
+        if profile.batch_system == "none":
+            for target in targets_of(profile):
+                self.add(target)
+            return
+        self.know_frontend(profile)
+        spec = profile.allocation or AllocationSpec()
+        slots = profile.slots
+        capacity = capacity_of(slots)
+        self.post(
+            ev.ClusterAdded(
+                profile.name,
+                spec.nodes,
+                spec.most,
+                min(spec.least, spec.nodes),
+                spec.walltime_s,
+                capacity.get("cpus", 0),
+                capacity.get("memory_bytes", 0),
+                (slots.count or 0) * (slots.gpus or 0),
+            )
+        )
+
+    def know_frontend(self, profile: HostProfile) -> None:
+        """Speak with a cluster's batch system of what was asked of it; nothing new is. Raises UnknownName."""
+        if profile.name not in self.frontends:
+            frontend = Frontend(
+                profile,
+                named(profile.batch_system),
+                self._pool,
+                self.orchestration,
+                self.post,
+                lambda what, **fields: self._tell(what, "", **fields),
+            )
+            self.frontends[profile.name] = frontend
+            self._spawn(frontend.serve())
 
     def connect(self) -> None:
         """Open the links now: what is to be submitted is still being prepared."""
@@ -223,14 +264,16 @@ class Driver(Rounds):
 
     @property
     def is_linked(self) -> bool:
-        """Whether some node can be used now. Raises what stands in the way when none can be, until a person does something."""
+        """Whether some node can be used now, or asked for. Raises what stands in the way when none can be, until a person acts."""
+        if any(frontend.error is None for frontend in self.frontends.values()):
+            return True
         targets = [target for target in self.targets.values() if not target.closed]
         nodes = [self.core.nodes[target.name] for target in targets if target.name in self.core.nodes]
         if any(node.is_usable for node in nodes):
             return True
-        errors = [target.error for target in targets]
+        errors = [target.error for target in targets] + [each.error for each in self.frontends.values()]
         refused = [node.link == "REFUSED" for node in nodes]
-        if refused and all(refused) and errors[0] is not None:
+        if errors and all(refused) and errors[0] is not None:
             raise errors[0]
         return False
 
@@ -324,8 +367,11 @@ class Driver(Rounds):
             for event in recorded.events:
                 self._strays.note(self.core.handle(event, recorded.now))
             for node, n in recorded.acks.items():
-                if node in self.targets:
-                    self.targets[node].acked = self.targets[node].received = n
+                if node in self.targets or (node in self.core.nodes and self.core.nodes[node].is_granted):
+                    target = self._target(node)
+                    target.acked = target.received = n
+        for name in [node.name for node in self.core.nodes.values() if node.is_granted]:
+            self._target(name)
         for target in self.targets.values():
             known = self.core.nodes.get(target.name)
             if known is not None:
@@ -341,6 +387,9 @@ class Driver(Rounds):
                 execution.lease = item.lease
             if execution.sink is not None:
                 self.follow(execution.id)
+        for allocation in self.core.allocations.values():
+            if allocation.id:
+                self.frontends[allocation.cluster.name].adopt(allocation)
         self.post(ev.PolicyChosen(policy))
         self.post(ev.Restarted())
 
@@ -356,10 +405,25 @@ class Driver(Rounds):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout_s):
                         await self.wait_idle()
+            if self.frontends and not self.detached:
+                await self._give_back()
             if self._tidying:
                 await asyncio.wait(self._tidying, timeout=TIDY_S)
         finally:
             await unbroken(self._shut())
+
+    async def _give_back(self) -> None:
+        """See every allocation out of the queue, as far as the time allows; say which ones stay."""
+        self.post(ev.AllocationsUnwanted())
+        with contextlib.suppress(TimeoutError, OrchestraError):
+            async with asyncio.timeout(GIVE_BACK_S):
+                await self.turned()
+                while self.core.allocations:
+                    await self.turned()
+        for allocation in self.core.allocations.values():
+            name = allocation.id or "one that may have been submitted just now"
+            why = f"allocation {name} of {allocation.cluster.name} could not be given back in {GIVE_BACK_S:.0f} s: cancel it by hand"
+            self._tell("trouble", "", why=why)
 
     async def _shut(self) -> None:
         self._closing = True

@@ -321,7 +321,9 @@ class Errands(Links):
         assert execution.sink is not None
         told = False
         while True:
-            target = self.targets[execution.node]
+            target = self.targets.get(execution.node)
+            if target is None:
+                return  # The node is gone for good, and what it had not told with it.
             await self._wait_link(target)
             link = target.link
             if link is None:

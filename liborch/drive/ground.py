@@ -16,12 +16,13 @@ from liborch.core import events as ev
 from liborch.core.machine import Orchestration
 from liborch.core.policy import Policy
 from liborch.core.things import lead_of
+from liborch.drive.allocating import Frontend
 from liborch.drive.conversations import Conversations
 from liborch.drive.execution import Execution
 from liborch.drive.ranks import part_of
 from liborch.drive.results import Result
 from liborch.drive.strays import Strays
-from liborch.drive.targets import Target
+from liborch.drive.targets import Target, granted
 from liborch.drive.transfers import Snapshots
 from liborch.errors import (
     InvariantError,
@@ -65,6 +66,8 @@ class Ground:
         self.core = Orchestration(policy, random.Random(orchestration))
         self.executions: dict[str, Execution] = {}
         self.targets: dict[str, Target] = {}
+        #: {cluster: who asks its batch system}
+        self.frontends: dict[str, Frontend] = {}
         self.snapshots = snapshots or Snapshots(None)
         #: Set by a caller who leaves on purpose: what runs goes on.
         self.detached = False
@@ -130,6 +133,25 @@ class Ground:
 
     def __repr__(self) -> str:
         return f"<Driver {self.orchestration[:8]}: {len(self.executions)} live, {len(self.targets)} nodes>"
+
+    def _target(self, node: str) -> Target:
+        """What is known here of a node; of one that was granted, from now on."""
+        target = self.targets.get(node)
+        if target is None:
+            known = self.core.nodes[node]
+            profile = self.frontends[known.host].profile
+            allocation = known.allocation
+            target = granted(
+                node,
+                known.machine,
+                profile,
+                allocation.id if allocation is not None else "",
+                allocation.room if allocation is not None else (0, 0, 0),
+            )
+            if target.enter is None and profile.ssh != "local":
+                self._pool.behind[known.machine] = profile.ssh
+            self.targets[node] = target
+        return target
 
     def now(self) -> float:
         """Seconds on the core's clock."""

@@ -26,6 +26,7 @@ class Links(Ground):
 
     async def _connect(self, target: Target, attempt: int) -> None:
         self._tell("connecting", "", node=target.name, attempt=attempt)
+        await self._wait_for_former(target)
         target.wanted = self._state_of(target)
         try:
             link = await target.open(self._pool)
@@ -88,6 +89,15 @@ class Links(Ground):
             lost,
             expand=[target.profile.directory, *unknown.values()],
         )
+
+    async def _wait_for_former(self, target: Target) -> None:
+        """A machine that came with another allocation before is left first: its agent speaks with us once."""
+        while target.machine and any(
+            other is not target and other.machine == target.machine and other.profile.name == target.profile.name
+            and other.link is not None
+            for other in self.targets.values()
+        ):  # fmt: skip
+            await self.turned()
 
     def _without_folder(self, target: Target) -> dict[str, str]:
         """{execution: its remote folder, for the host to expand} of those placed there by a client that is gone.

@@ -103,11 +103,12 @@ class Rounds(Errands):
         await self._writer.commit(Group(self.orchestration, time.time(), len(events), payload, new, changes))
         self._carry_out(actions)
         for name, n in received.items():
-            target = self.targets[name]
-            target.acked = n
-            self._acknowledge(target, now)
+            target = self.targets.get(name)
+            if target is not None:
+                target.acked = n
+                self._acknowledge(target, now)
         for event in events:
-            if isinstance(event, ev.LinkRefused):
+            if isinstance(event, ev.LinkRefused) and event.node in self.core.nodes:
                 self._stop_waiting(event.node)
         if self._turned is not None:
             self._turned.set_result(None)
@@ -280,7 +281,13 @@ class Rounds(Errands):
             elif isinstance(action, act.Resume):
                 told.setdefault((action.node, "resume"), []).append((action.x, action.attempt))
             elif isinstance(action, act.Connect):
-                self._spawn(self._connect(self.targets[action.node], action.attempt))
+                self._spawn(self._connect(self._target(action.node), action.attempt))
+            elif isinstance(action, act.Allocate):
+                self.frontends[action.cluster].allocate(action)
+            elif isinstance(action, act.Release):
+                self.frontends[action.cluster].release(action.a)
+            elif isinstance(action, act.Forget):
+                self._forget_node(action.node)
             elif isinstance(action, act.Stage):
                 self._spawn_for(action.x, self._stage(action.x, self.targets[action.node]))
             elif isinstance(action, act.Collect):
@@ -309,7 +316,8 @@ class Rounds(Errands):
             self._hand(self.targets[node], group)
         for (node, kind), ids in told.items():
             # After what was handed over: the order of an agent's messages is the order of things.
-            link = self.targets[node].link
+            known = self.targets.get(node)
+            link = known.link if known is not None else None
             if link is None:
                 continue
             if kind == "unhold":
@@ -337,9 +345,9 @@ class Rounds(Errands):
             "env": {
                 "RUNAWAY_REMOTE": target.profile.name,
                 "RUNAWAY_PATH": target.directory,
-                "RUNAWAY_NODES": target.name,
+                "RUNAWAY_NODES": target.machine or target.name,
             },
-            "node": target.name,
+            "node": target.machine or target.name,
         }
         if target.slots.numa is not None:
             common["numa"] = target.slots.numa
@@ -394,6 +402,14 @@ class Rounds(Errands):
         self._tell("finished", action.x, state=action.state, reason=action.reason, why=action.why)
         self._look_idle()
 
+    def _forget_node(self, node: str) -> None:
+        """It is gone for good."""
+        target = self.targets.pop(node, None)
+        if target is not None and target.link is not None:
+            link, target.link = target.link, None
+            link.tell("ack", n=target.received)
+            self._spawn(link.close())
+
     def _forget(self, x: str) -> None:
         self._folders.pop(x, None)
         self._tidying_of.pop(x, None)
@@ -415,7 +431,10 @@ class Rounds(Errands):
 
     def _error_for(self, action: act.Finish) -> OrchestraError:
         """What a refusal is to whoever asked: no node can be used, for this reason; or no node would ever do it."""
-        errors = [target.error for target in self.targets.values() if target.error is not None]
-        if errors and len(errors) == len(self.targets):
-            return errors[0]
+        errors = [each.error for each in self.targets.values()] + [
+            each.error for each in self.frontends.values()
+        ]
+        known = [error for error in errors if error is not None]
+        if known and len(known) == len(errors):
+            return known[0]
         return SpecError(action.why)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +51,10 @@ class Target:
     told_limits: bool = False
     #: Not chosen any more: what runs there comes to its end, nothing new is given to it.
     closed: bool = False
+    #: What its host calls it, for people and executions; "": its name.
+    machine: str = ""
+    #: Makes of a command line for its shell one for the shell of `ssh`, which is its frontend; None: `ssh` is the node.
+    enter: Callable[[str], str] | None = None
 
     def __repr__(self) -> str:
         return f"<Target {self.name}: {'linked' if self.link is not None else 'no link'}>"
@@ -102,6 +108,8 @@ class Target:
     async def _open_agent(self, pool: Pool, *, living: bool = False) -> FrameLink:
         marker = bootstrap.new_marker()
         line = bootstrap.command(marker, self.wanted, living=living)
+        if self.enter is not None:
+            line = self.enter(line)
         channel = await pool.open_channel(self.ssh, line)
         try:
             first = await bootstrap.start(self.name, channel, marker)
@@ -157,10 +165,47 @@ def capacity_of(slots: SlotSpec) -> dict[str, int]:
 
 
 def targets_of(profile: HostProfile) -> list[Target]:
-    """The nodes of a host without a batch system."""
+    """The nodes of a host without a batch system; those of another are granted by it, see `granted`."""
+    if profile.batch_system != "none":
+        return []
     if not profile.nodes:
         return [_target(profile.name, profile.ssh, profile, profile.slots)]
     return [_target(node.ssh, node.ssh, profile, node.slots or profile.slots) for node in profile.nodes]
+
+
+def entries_of(profile: HostProfile) -> list[Target]:
+    """Where people log in: the nodes, or the frontend of a batch system."""
+    return targets_of(profile) or [_target(profile.name, profile.ssh, profile, profile.slots)]
+
+
+def granted(
+    name: str,
+    machine: str,
+    profile: HostProfile,
+    allocation: str,
+    room: tuple[int, int, int],
+) -> Target:
+    """A node that a batch system granted.
+
+    Args:
+        name: What the core calls it.
+        machine: What the batch system calls it.
+        allocation: The batch system's id of the allocation.
+        room: Cores, bytes of memory and GPUs on it that are ours; 0: as the node itself finds.
+    """
+    capacity = capacity_of(profile.slots)
+    if "cpus" not in capacity and room[0]:
+        capacity["cpus"] = room[0]
+        if room[1]:
+            capacity["memory_bytes"] = room[1]
+    target = Target(name, machine, profile, capacity, profile.slots, machine=machine)
+    if profile.connect == "batch_system":
+        from liborch.batch_systems.names import named
+
+        system = named(profile.batch_system)
+        target.ssh = profile.ssh
+        target.enter = lambda line: shlex.join(system.enter(allocation, machine, ("/bin/sh", "-c", line)))
+    return target
 
 
 def _target(name: str, ssh: str, profile: HostProfile, slots: SlotSpec) -> Target:

@@ -139,6 +139,7 @@ def _read_slots(place: Place) -> SlotSpec:
 _ALLOCATION_KEYS = {
     "nodes": Key(whole_number(1)),
     "walltime": Key(read_duration),
+    "least": Key(whole_number(1)),
     "most": Key(whole_number(1)),
     "options": Key(read_texts),
 }

@@ -331,6 +331,8 @@ class HostConnections:
         elif endpoint.jumps and endpoint.jumps[0] in (self.name, endpoint.host):
             # As ssh does when a `Host *` sends the jump host through itself.
             endpoint = replace(endpoint, jumps=())
+        elif not endpoint.jumps and endpoint.proxy_command is None and self.name in self.pool.behind:
+            endpoint = replace(endpoint, jumps=(self.pool.behind[self.name],))
         if len(endpoint.jumps) > _MOST_JUMPS:
             raise SpecError(
                 f"{self.name}: more than {_MOST_JUMPS} jump hosts in a row; look for a loop in ProxyJump"

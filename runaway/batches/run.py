@@ -27,7 +27,7 @@ from liborch.journal import NewExecution
 from liborch.places import Places, places
 from liborch.profiles.find import find_host
 from liborch.profiles.procedures import join_arguments
-from liborch.specs import ExecutionSpec, HostProfile, Resources, SlotSpec, Transfer
+from liborch.specs import AllocationSpec, ExecutionSpec, HostProfile, Resources, SlotSpec, Transfer
 from runaway.asking import ask_person
 from runaway.background import Background
 from runaway.batches.drive import Batch
@@ -201,6 +201,11 @@ def prepare(
     if options.each:
         if options.repeats > 1:
             raise SpecError("--each and --repeats at once; expected one of them")
+        for profile in profiles:
+            if profile.batch_system != "none":
+                raise SpecError(
+                    f"--each: which nodes {profile.batch_system} will grant on {profile.name} is not known in advance"
+                )
         each = tuple(target.name for profile in profiles for target in targets_of(profile))
     _check_nodes(options, profiles)
     for other in profiles[1:]:
@@ -270,6 +275,12 @@ def _check_nodes(options: BatchOptions, profiles: list[HostProfile]) -> None:
         raise SpecError("--each and --nodes at once; expected one of them")
     if options.follow:
         raise SpecError("--follow and --nodes at once: output of several nodes is collected at its end")
+    if any(
+        (each.allocation or AllocationSpec()).nodes >= options.nodes
+        for each in profiles
+        if each.batch_system != "none"
+    ):
+        return
     known = [target.name for profile in profiles for target in targets_of(profile)]
     if len(known) < options.nodes:
         raise SpecError(
@@ -351,8 +362,7 @@ async def begin_batch(
         **batch.options_for_driver(),
     ) as driver:
         for profile in prepared.profiles:
-            for target in targets_of(profile):
-                driver.add(target)
+            driver.add_host(profile)
         driver.connect()
         planned = identities(
             prepared.plan,

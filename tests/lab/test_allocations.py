@@ -1,0 +1,102 @@
+"""Executions and batches on a real Slurm: allocations asked for, used, given back."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.person import Person, wait_until
+from tests.lab.slurm import SlurmCluster
+
+pytestmark = pytest.mark.lab
+
+PROFILE = """name: big
+ssh: h1
+directory: /root/orchestra
+batch_system: slurm
+allocation: {nodes: 3, walltime: 2m, most: 2}
+"""
+
+
+@pytest.fixture
+def person(slurm_lab: SlurmCluster, tmp_path: Path) -> Iterator[Person]:
+    """Somebody with a profile of the cluster, which is as found afterwards."""
+    somebody = Person(tmp_path, slurm_lab.lab.ssh_config)
+    write_profile(somebody, PROFILE)
+    yield somebody
+    somebody.close()
+    slurm_lab.clear()
+
+
+def write_profile(person: Person, text: str) -> None:
+    """Give the person a profile named big."""
+    folder = person.root / "config" / "orchestra" / "hosts"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "big.yaml").write_text(text)
+
+
+def queue(cluster: SlurmCluster) -> list[str]:
+    """States of what is in the queue."""
+    return cluster.run("squeue -h -t PD,R,CG,CF -o %T").stdout.split()
+
+
+def test_an_execution_gets_a_node_and_leaves_nothing_in_the_queue(
+    slurm_lab: SlurmCluster, person: Person
+) -> None:
+    person.write("here.sh", 'uname -n; echo "$RUNAWAY_NODES" > made\n')
+    done = person.run("exec", "big", "here.sh", timeout_s=60)
+    assert done.returncode == 0, done.stderr.decode()
+    node = done.stdout.decode().strip()
+    assert node in slurm_lab.nodes
+    assert (person.folder / "made").read_text() == f"{node}\n"
+    assert queue(slurm_lab) == []
+    assert len(slurm_lab.run("squeue -h -t all -o %i").stdout.split()) == 1
+
+
+def test_a_batch_fills_whole_nodes(slurm_lab: SlurmCluster, person: Person) -> None:
+    done = person.run("batch", "big", "/bin/sleep", "-x", "36", "--json", "--", "0.5", timeout_s=90)
+    assert done.returncode == 0, done.stderr.decode()
+    ended = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(ended) == 36
+    assert len({each["node"].partition("/")[0] for each in ended}) == 3
+    assert queue(slurm_lab) == []
+
+
+def test_what_slurm_refuses_is_told_in_its_words(slurm_lab: SlurmCluster, person: Person) -> None:
+    write_profile(person, PROFILE.replace("most: 2}", "most: 2, options: [--partition=nowhere]}"))
+    done = person.run("exec", "big", "/bin/true", timeout_s=60)
+    assert done.returncode != 0
+    assert b"invalid partition specified: nowhere" in done.stderr
+    assert queue(slurm_lab) == []
+
+
+def test_ctrl_c_while_the_allocation_waits_takes_it_out_of_the_queue(
+    slurm_lab: SlurmCluster, person: Person
+) -> None:
+    slurm_lab.run("sbatch --wrap 'sleep 600' -N3 --exclusive -o /dev/null")
+    wait_until("somebody else has all nodes", lambda: queue(slurm_lab) == ["RUNNING"])
+    with person.start("exec", "big", "/bin/true") as waiting:
+        wait_until("it is in the queue", lambda: queue(slurm_lab).count("PENDING") == 1)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=30) == 130
+    assert queue(slurm_lab) == ["RUNNING"]
+
+
+def test_a_client_that_is_killed_is_followed_by_another_that_uses_the_same_allocation(
+    slurm_lab: SlurmCluster, person: Person
+) -> None:
+    with person.start("batch", "big", "/bin/sleep", "-x", "40", "--", "1") as batch:
+        wait_until(
+            "some of it runs",
+            lambda: b"running" in person.run("ps").stdout and b"succeeded" in person.run("ps").stdout,
+        )
+        batch.kill()
+    assert "RUNNING" in queue(slurm_lab)
+    done = person.run("attach", "last", timeout_s=90)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"40 succeeded" in done.stderr
+    assert queue(slurm_lab) == []
