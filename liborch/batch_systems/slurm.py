@@ -206,7 +206,14 @@ class Slurm:
         return slurm_limits.read(output)
 
     def enter(self, id: str, node: str, argv: Sequence[str]) -> tuple[str, ...]:
-        """Return the srun that runs `argv` beside the holder, on one node, taking nothing from what runs there."""
+        """Return the srun that runs `argv` beside the holder, on one node, taking nothing from what runs there.
+
+        Its streams pass bytes at once, both ways, and its exit code is that of `argv`. What `argv` leaves in the
+        background is killed at its end on most clusters: what is to stay has to be started by the holder. A connection
+        that is torn ends nothing by itself; a killed srun ends `argv`.
+
+        Raises ValueError for what is no id, or no name of one node.
+        """
         (checked,) = checked_ids([id])
         if not is_node(node):
             raise ValueError(f"{node[:80]!r} is no name of a node")

@@ -1,4 +1,4 @@
-"""Limits that Slurm tells of: partitions as a real one writes them, the accounting as its manual does."""
+"""Limits that Slurm tells of: partitions and accounting, as a real one writes them and as its manual says."""
 
 from __future__ import annotations
 
@@ -48,6 +48,25 @@ def test_without_accounting_the_partition_s_limits_are_all_there_is() -> None:
         most_nodes=2,
         sources={"most_walltime_s": "partition short: MaxTime", "most_nodes": "partition short: MaxNodes"},
     )
+
+
+def test_limits_of_a_person_and_of_a_qos_are_read_as_a_real_slurm_tells_them() -> None:
+    limits = SLURM.parse_limits(LIMITS["accounting"])
+    assert (limits.most_submitted, limits.most_active, limits.most_walltime_s, limits.most_nodes) == (
+        3,
+        2,
+        3600,
+        2,
+    )
+    limits = SLURM.parse_limits(LIMITS["accounting_qos"])
+    assert (limits.most_submitted, limits.most_active, limits.most_walltime_s, limits.most_nodes) == (
+        2,
+        1,
+        3600,
+        1,
+    )
+    assert limits.sources["most_submitted"] == "QOS busy: MaxSubmitJobsPerUser"
+    assert limits.sources["most_walltime_s"] == "account lab: MaxWall"
 
 
 def test_without_scontrol_there_is_no_limit() -> None:

@@ -159,6 +159,10 @@ REFUSED = {
     "enforced_time": "Requested time limit is invalid",
     "enforced_nodes": "Node count specification invalid",
     "enforced_all": "More processors requested than permitted",
+    "no_account": "Invalid account or account/partition combination",
+    "no_qos": "Invalid qos specification",
+    "qos_limit": "QOSMaxSubmitJobPerUserLimit",
+    "account_limit": "AssocMaxSubmitJobLimit",
     "no_sbatch": "not found",
 }
 
@@ -174,7 +178,7 @@ def test_real_answers_to_a_submission_are_understood(name: str) -> None:
     else:
         assert isinstance(answer, Rejected), answer
         assert REFUSED[name] in answer.why
-        assert not answer.is_retriable
+        assert answer.is_retriable == name.endswith("_limit")
 
 
 def failed(words: str, code: int = 1) -> Output:

@@ -72,19 +72,21 @@ def make_lab() -> Iterator[Callable[..., Lab]]:
 
 
 @pytest.fixture(scope="session")
-def slurm_lab() -> Iterator[SlurmCluster]:
-    """A frontend and three nodes with four CPUs each, shared by the session's tests. Leave the queue empty."""
-    _need_lab()
+def need_slurm(need_lab: None) -> None:
+    """Skips, or fails, where no Slurm can be started."""
     _need(_slurm_reason())
+
+
+@pytest.fixture(scope="session")
+def slurm_lab(need_slurm: None) -> Iterator[SlurmCluster]:
+    """A frontend and three nodes with four CPUs each, shared by the session's tests. Leave the queue empty."""
     with SlurmCluster(Lab(count=4)) as built:
         yield built
 
 
 @pytest.fixture
-def make_slurm_lab() -> Iterator[Callable[..., SlurmCluster]]:
+def make_slurm_lab(need_slurm: None) -> Iterator[Callable[..., SlurmCluster]]:
     """`make_slurm_lab(nodes, **options)` builds a cluster that lives until the test ends; options are `SlurmCluster`'s."""
-    _need_lab()
-    _need(_slurm_reason())
     built: list[SlurmCluster] = []
 
     def make(nodes: int = 1, **options: Any) -> SlurmCluster:

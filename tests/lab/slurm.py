@@ -15,8 +15,9 @@ node h2 see the same processes. `cluster.lab.ssh_config` has aliases `n-h2`, ...
 
 - Partitions: `main` (default, at most a day), `high` (takes nodes from `main`, which is requeued), `short` (at most a minute),
   `closed` (down), `admins` (nobody's). Nodes have `cpus` CPUs and 4000 MB, whatever the machine has; with `gpus` so many of gres/gpu.
-- Authentication is auth/none: inside the namespaces everybody is who they say. There is no accounting: sacct and sacctmgr
-  say so. Steps are not confined (proctrack/linuxproc), as control groups are version 1 here.
+- Authentication is auth/none: inside the namespaces everybody is who they say. With `accounting=True` there is a slurmdbd with a
+  database of its own, the account `lab` of root and bob, and QOS and limits are enforced; else sacct and sacctmgr say that there
+  is none. With `confined=True` steps are confined and ended by control groups, as on most clusters; it needs version 1 of them.
 - `cluster.run("squeue")` is a command on the frontend without ssh, `cluster.ask(Slurm().query([]))`
   one of ours; `.kill_controller()`, `.start_controller()`, `.kill_node("h2")`, `.start_node("h2")`, `.drain("h2")`, `.resume("h2")`, `.fake("sbatch", script)`, `.rpcs()`, `.clear()`.
 
@@ -39,7 +40,7 @@ from tests.lab.hosts import Host, Lab
 from tests.lab.machine import PATH, wait_until
 
 #: Programs that a cluster is made of.
-_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo", "sdiag")
+_PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "squeue", "srun", "sacct", "sdiag")
 
 _CONFIG = """ClusterName=lab
 SlurmctldHost={frontend}({address})
@@ -84,9 +85,36 @@ DefMemPerCPU=500
 _GPUS = "GresTypes=gpu\n"
 #: A GPU is a device that is there; nothing opens these.
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+_CONFINED = {"ProctrackType": "proctrack/cgroup", "TaskPlugin": "task/cgroup"}
+_CGROUPS = "CgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nCgroupPlugin=cgroup/v1\nConstrainCores=yes\n"
+_ACCOUNTING = {
+    "AccountingStorageType": "accounting_storage/slurmdbd",
+    "AccountingStorageEnforce": "associations,limits,qos",
+    "AccountingStorageTRES": "gres/gpu",
+}
+_DATABASE = """DbdHost={frontend}
+AuthType=auth/none
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+PidFile=/run/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+"""
+#: A database that is gone with the lab need not be safe, nor ask who is there.
+_MARIADB = (
+    "mariadbd --no-defaults --user=root --datadir=/tmp/slurm-database --skip-networking --skip-grant-tables --skip-log-bin "
+    "--socket=/run/mysqld/mysqld.sock --pid-file=/run/mysqld/pid --innodb-buffer-pool-size=64M --innodb-log-file-size=8M "
+    "--innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0 --innodb-lock-wait-timeout=900"
+)
+_ACCOUNTS = """add cluster lab
+add account lab Description=lab Organization=lab
+add user root,bob Account=lab
+"""
 _PARTITIONS = """NodeName={nodes} CPUs={cpus} RealMemory={memory_mb}{gres} State=UNKNOWN
 PartitionName=DEFAULT Nodes={nodes} State=UP OverSubscribe=NO
-PartitionName=main Default=YES PriorityTier=1 MaxTime=1-00:00:00 DefaultTime=10
+PartitionName=main Default=YES PriorityTier=1 GraceTime={grace_s} MaxTime=1-00:00:00 DefaultTime=10
 PartitionName=high PriorityTier=10 MaxTime=1-00:00:00 PreemptMode=OFF
 PartitionName=short PriorityTier=1 MaxTime=1 MaxNodes=2
 PartitionName=closed PriorityTier=1 State=DOWN
@@ -98,13 +126,22 @@ class SlurmCluster:
     """Slurm on the hosts of a lab. Use with `with`, or `start` and `stop`; the lab starts and stops with it."""
 
     def __init__(self, lab: Lab, *, cpus: int = 4, memory_mb: int = 4000, gpus: int = 0,
-                 shared_home: bool = False, **settings: object) -> None:  # fmt: skip
+                 shared_home: bool = False, confined: bool = False, accounting: bool = False, grace_s: int = 0,
+                 **settings: object) -> None:  # fmt: skip
+        """`settings` are slurm.conf's. `grace_s`: how long what is preempted in `main` may go on."""
         self.lab = lab
         self.cpus = cpus
         self.memory_mb = memory_mb
         self.gpus = gpus
         self._shared_home = shared_home
-        self._settings = settings
+        self._confined = confined
+        self._accounting = accounting
+        self._grace_s = grace_s
+        self._settings = {
+            **(_CONFINED if confined else {}),
+            **(_ACCOUNTING if accounting else {}),
+            **settings,
+        }
 
     @property
     def frontend(self) -> Host:
@@ -123,6 +160,8 @@ class SlurmCluster:
             self._write()
             for host in self.lab.hosts:
                 self._mount(host)
+            if self._accounting:
+                self._start_accounting()
             self.start_controller()
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(self.start_node, self.nodes))
@@ -193,6 +232,19 @@ class SlurmCluster:
         self.frontend.run("slurmctld")
         wait_until("slurmctld", lambda: self.run("scontrol ping", check=False).returncode == 0)
 
+    def sacctmgr(self, *lines: str) -> None:
+        """Change the accounting, line by line; the controller knows on return."""
+        done = self.run("sacctmgr --immediate", input="".join(f"{line}\n" for line in lines))
+        if "error" in done.stdout + done.stderr:
+            raise AssertionError(f"sacctmgr: {done.stdout}{done.stderr}")
+
+    def forget(self) -> None:
+        """Restart slurmctld as one that knows of nothing that ever was submitted."""
+        self.kill_controller()
+        shutil.rmtree(self.lab.folder / "slurm" / "state")
+        (self.lab.folder / "slurm" / "state").mkdir()
+        self.start_controller()
+
     def kill_controller(self) -> None:
         """Kill slurmctld with SIGKILL. What it had not saved is forgotten."""
         self._kill(self.frontend, "/run/slurmctld.pid")
@@ -258,9 +310,35 @@ class SlurmCluster:
             (folder / "etc" / "gres.conf").write_text("".join(f"Name=gpu File={file}\n" for file in files))
         text = _replaced(text, self._settings)
         text += _PARTITIONS.format(
-            nodes=",".join(self.nodes), cpus=self.cpus, memory_mb=self.memory_mb, gres=gres
+            nodes=",".join(self.nodes),
+            cpus=self.cpus,
+            memory_mb=self.memory_mb,
+            gres=gres,
+            grace_s=self._grace_s,
         )
         (folder / "etc" / "slurm.conf").write_text(text)
+        if self._confined:
+            (folder / "etc" / "cgroup.conf").write_text(_CGROUPS)
+        if self._accounting:
+            database = folder / "etc" / "slurmdbd.conf"
+            database.write_text(_DATABASE.format(frontend=self.frontend.alias, folder=folder))
+            database.chmod(0o600)
+
+    def _start_accounting(self) -> None:
+        folder = self.lab.folder / "slurm"
+        server = _MARIADB.format(folder=folder)
+        # slurmdbd keeps procedures in the database, which need its own tables.
+        tables = "/usr/share/mysql/mysql_system_tables.sql"
+        self.run("mkdir /tmp/slurm-database")
+        self.run(
+            f"(echo 'create database mysql;\nuse mysql;'; cat {tables}) | {server} --bootstrap 2>{folder}/mariadb.log"
+        )
+        # Debian's libmariadb looks for its server there.
+        self.run(f"mkdir -p /run/mysqld; setsid {server} >{folder}/mariadb.log 2>&1 </dev/null &")
+        wait_until("the database", lambda: self.frontend.path("/run/mysqld/mysqld.sock").exists())
+        self.run("slurmdbd")
+        wait_until("slurmdbd", lambda: self.run("sacctmgr -n show cluster", check=False).returncode == 0)
+        self.sacctmgr(*_ACCOUNTS.splitlines())
 
     def _mount(self, host: Host) -> None:
         """Give a host the cluster's configuration, where every command looks for it."""
@@ -286,4 +364,8 @@ def _replaced(text: str, settings: Mapping[str, object]) -> str:
 def unavailable() -> str | None:
     """Why there can be no Slurm here; None when there can. What the lab needs is asked by `hosts.unavailable`."""
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
-    return f"Slurm in the lab needs {', '.join(missing)} (apt-get install slurm-wlm)" if missing else None
+    return (
+        f"Slurm in the lab needs {', '.join(missing)} (apt-get install slurm-wlm slurmdbd mariadb-server-core)"
+        if missing
+        else None
+    )

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -205,6 +206,19 @@ def test_one_that_is_preempted_says_so_and_is_not_started_again(quiet: SlurmClus
     assert (over.end, over.why) == ("preempted", "PREEMPTED")
 
 
+def test_a_grace_before_preemption_is_seen_as_the_time_that_is_left(make_slurm_lab: MakeCluster) -> None:
+    cluster = make_slurm_lab(1, grace_s=60)
+    low = submit(cluster, "--exclusive", walltime_s=3600)
+    await_state(cluster, low, "active")
+    submit(cluster, "--partition=high", "--exclusive")
+
+    def is_warned() -> bool:
+        sight = look(cluster)[low]
+        return sight.state == "active" and sight.left_s is not None and sight.left_s <= 60
+
+    wait_until("less time", is_warned)
+
+
 def test_a_node_that_fails_leaves_the_others_of_its_allocation(make_slurm_lab: MakeCluster) -> None:
     cluster = make_slurm_lab(3)
     id = submit(cluster, nodes=3)
@@ -300,6 +314,21 @@ def test_nodes_are_entered_beside_the_holder_by_several_at_once(quiet: SlurmClus
     assert refused.returncode != 0
     assert b"Unable to create step" in words
     assert look(quiet)[id].state == "active"
+
+
+def test_what_is_started_in_the_background_of_a_node_ends_with_its_command(
+    make_slurm_lab: MakeCluster,
+) -> None:
+    if not Path("/sys/fs/cgroup/freezer").exists():
+        pytest.skip("Slurm's control groups need version 1 of them here")
+    cluster = make_slurm_lab(1, confined=True)
+    id = submit(cluster)
+    (node,) = await_state(cluster, id, "active").nodes
+    host = cluster.lab.host(node)
+    background = "setsid sleep 4321 </dev/null >/dev/null 2>&1 & sleep 0.2; echo started"
+    assert cluster.run(shlex.join(SLURM.enter(id, node, ["sh", "-c", background]))).stdout == "started\n"
+    wait_until("the end of what was left", lambda: not host.pids_matching("sleep 4321"))
+    assert host.pids_matching("sleep infinity"), "the holder is another step"
 
 
 def test_limits_are_those_of_the_partition_that_is_asked_for(quiet: SlurmCluster) -> None:

@@ -1,0 +1,98 @@
+"""Slurm with accounting: limits that are told, limits that are reached, and ends that only the accounting remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from liborch.batch_systems.base import Accepted, Rejected, Request
+from liborch.batch_systems.slurm import Slurm
+from tests.lab.hosts import Lab
+from tests.lab.machine import wait_until
+from tests.lab.slurm import SlurmCluster
+from tests.lab.test_slurm import await_state, look, submit, token
+
+pytestmark = pytest.mark.lab
+
+SLURM = Slurm()
+
+
+@pytest.fixture(scope="module")
+def counted(need_slurm: None) -> Iterator[SlurmCluster]:
+    """Two nodes, a QOS `busy` of two submitted and one active, and a limit of three for bob."""
+    with SlurmCluster(Lab(3), accounting=True) as cluster:
+        cluster.sacctmgr(
+            "add qos busy",
+            "modify qos busy set MaxSubmitJobsPerUser=2 MaxJobsPerUser=1 MaxWall=02:00:00",
+            "modify user root,bob set qos+=busy",
+            "modify user bob set MaxSubmitJobs=3 MaxJobs=2 MaxWall=1:00:00",
+        )
+        yield cluster
+
+
+@pytest.fixture
+def empty(counted: SlurmCluster) -> Iterator[SlurmCluster]:
+    """The same with an empty queue, before and after."""
+    counted.clear()
+    yield counted
+    counted.clear()
+
+
+def test_limits_are_told_before_they_are_reached(empty: SlurmCluster) -> None:
+    bob = SLURM.parse_limits(empty.ask(SLURM.limits([]), login="bob"))
+    assert (bob.most_submitted, bob.most_active, bob.most_walltime_s, bob.most_nodes) == (3, 2, 3600, 2)
+    busy = SLURM.parse_limits(empty.ask(SLURM.limits(["--qos", "busy"])))
+    assert (busy.most_submitted, busy.most_active, busy.most_walltime_s) == (2, 1, 7200)
+    assert busy.sources["most_submitted"] == "QOS busy: MaxSubmitJobsPerUser"
+
+
+def test_one_more_than_may_be_submitted_is_refused_until_another_has_ended(empty: SlurmCluster) -> None:
+    ids = [submit(empty, "--hold", login="bob") for _ in range(3)]
+
+    def once_more() -> Accepted | Rejected:
+        answer = SLURM.parse_submit(empty.ask(SLURM.submit(Request(token(), options=("-H",))), login="bob"))
+        assert isinstance(answer, Accepted | Rejected)
+        return answer
+
+    refused = once_more()
+    assert isinstance(refused, Rejected)
+    assert "AssocMaxSubmitJobLimit" in refused.why
+    assert refused.is_retriable
+    assert SLURM.parse_cancel(empty.ask(SLURM.cancel(ids[:1]), login="bob")) is None
+    wait_until("room for another", lambda: isinstance(once_more(), Accepted))
+
+
+def test_a_limit_on_active_ones_is_waited_for_and_one_on_walltime_is_not(empty: SlurmCluster) -> None:
+    await_state(empty, submit(empty, "--qos=busy"), "active")
+    second = submit(empty, "--qos=busy")
+    wait_until("its reason", lambda: look(empty)[second].why == "QOSMaxJobsPerUserLimit")
+    assert look(empty)[second].state == "queued"
+    empty.clear()
+    long = submit(empty, "--qos=busy", walltime_s=3 * 3600)
+    wait_until("its reason", lambda: look(empty)[long].why == "QOSMaxWallDurationPerJobLimit")
+    assert look(empty)[long].state == "held"
+
+
+def test_an_account_without_rights_is_refused_by_name(empty: SlurmCluster) -> None:
+    for option, words in {"--account=nosuch": "Invalid account", "--qos=nosuch": "Invalid qos"}.items():
+        answer = SLURM.parse_submit(empty.ask(SLURM.submit(Request(token(), options=(option,)))))
+        assert isinstance(answer, Rejected)
+        assert words in answer.why
+        assert not answer.is_retriable
+
+
+def test_the_accounting_remembers_how_one_ended_that_slurm_has_forgotten(empty: SlurmCluster) -> None:
+    done = submit(empty, holder=("true",))
+    await_state(empty, done, "ended")
+    taken = submit(empty, "--hold")
+    assert SLURM.parse_cancel(empty.ask(SLURM.cancel([taken]))) is None
+    recorded = f"sacct -nPX -j {done},{taken} -o State"
+    wait_until("both on record", lambda: "COMPLETED\nCANCELLED" in empty.run(recorded).stdout)
+    empty.forget()
+    seen = look(empty, done, taken, "999999")
+    assert {id: (sight.end, sight.why) for id, sight in seen.items()} == {
+        done: ("done", "COMPLETED"),
+        taken: ("cancelled", "CANCELLED by 0"),
+    }
+    assert look(empty) == {}
