@@ -5,7 +5,8 @@ condition (`oarstat --sql`), since `oarstat -u` forgets a job the moment it is o
 the frontend's: `date` runs in front of the question, and what is left is counted from there.
 
 What OAR does not tell: limits (quotas and admission rules are files of the server; a refusal says which rule it was), and
-the room on a node.
+the room on a node. A job whose nodes turn out to be down before it began is submitted again by OAR itself, with the same
+name and another id.
 """
 
 from __future__ import annotations
@@ -95,12 +96,12 @@ _OURS: Final = {
     "--version": "it submits nothing",
 }
 _REFUSALS = refusals(
-    (r"There are not enough resources for your request", False),
-    (r"Admission Rule ERROR", False),
-    (r"\bQuotas?\b.*\b(exceeded|reached)", True),
-    (r"cannot connect to executor|Is OAR started|DB connection error|Cannot connect to database", True),
-    (r"cannot recognize the resource description|Bad resource description", False),
-    (r"(queue|type).* (does not exist|is unknown)|Unknown queue", False),
+    # Quotas of a person, by admission rule.
+    (r"\[ADMISSION RULE\].*\b(quota|too many|maximum number|more than \d+ \w*jobs?)\b", True),
+    (r"\[ADMISSION RULE\].*(error|not allowed|only member)", False),
+    (r"There are not enough resources for your request|Bad resource request", False),
+    (r"Cannot recognize the (resource|walltime)|The queue \S+ does not exist|^Unknown option: ", False),
+    (r"Oarsub failed, please verify your request syntax", False),
 )
 _ANSWER = re.compile(r"OAR_JOB_ID=(\S+) ?\n")
 #: What oarsub says besides: admission rules (2.5) and remarks (2.5.10 and later).
@@ -152,20 +153,22 @@ class Oar:
         condition = f"job_name LIKE '{NAME_PREFIX}%' AND state NOT IN ('Terminated','Error')"
         if ids:
             condition = f"({condition}) OR job_id IN ({','.join(checked_ids(ids))})"
-        script = f"date +%s && exec oarstat -f -J --sql \"job_user = '$(id -un)' AND ({condition})\""
-        return Command((*ENGLISH, "sh", "-c", script))
+        question = f"job_user = '$(id -un)' AND ({condition})"
+        # The last line shows that nothing was cut off: for no job at all oarstat prints nothing.
+        return Command((*ENGLISH, "sh", "-c", f'date +%s && oarstat -f -J --sql "{question}" && echo end'))
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
-        """Read the time, then oarstat's JSON: {id: {...}}, or `null` when there is nothing."""
-        now, _, rest = text_of(output.stdout).partition("\n")
-        if not is_whole(output) or output.code != 0 or not re.fullmatch(r"\d{9,11}", now):
+        """Read the time, oarstat's JSON ({id: {...}}, `null` or nothing), `end`."""
+        match = re.fullmatch(r"(\d{9,11})\n(.*)end\n", text_of(output.stdout), re.DOTALL)
+        if not is_whole(output) or output.code != 0 or match is None:
             return unclear("oarstat", output)
         try:
-            told = json.loads(rest)
-            found = told or {}
-            return {id: _sight(id, each, int(now)) for id, each in found.items()}
+            found = json.loads(match[2].strip() or "null") or {}
+            return {id: _sight(id, each, int(match[1])) for id, each in found.items()}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            return Unclear(f"oarstat answered what is not understood ({error}): {excerpt(rest.encode())}")
+            return Unclear(
+                f"oarstat answered what is not understood ({error!r}): {excerpt(match[2].encode())}"
+            )
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, waiting or running."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -37,6 +38,8 @@ def ask(grid: GridEngine, command: Command) -> Output:
 
 def query(grid: GridEngine, *ids: str) -> dict[str, Sight]:
     """What is said of jobs of ours."""
+    # Grid Engine schedules once a second.
+    time.sleep(0.2)
     sights = SGE.parse_query(ask(grid, SGE.query(ids)))
     assert isinstance(sights, dict), sights
     return sights
