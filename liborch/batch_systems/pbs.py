@@ -81,13 +81,18 @@ list=$(qstat -u "$(id -un)") || exit
 for id in $(printf '%s\n' "$list" | awk '$4 ~ /^PREFIX/ { sub(/[.].*/, "", $1); print $1 }'); do
     case " $* " in *" $id "* | *" $id."*) ;; *) set -- "$@" "$id" ;; esac
 done
-[ $# -gt 0 ] || exit 0
+# The last line shows that nothing was cut off.
+ended() { echo end; exit "$1"; }
+[ $# -gt 0 ] || ended 0
 if qstat --version 2>&1 | grep -q pbs_version; then
+    # Without a history, and when it knows none of them, it prints no jobs; the plain question says which.
     told=$(qstat -x -f -F json "$@" 2>/dev/null)
-    case $told in *'"Jobs"'*) printf '%s\n' "$told"; exit 0 ;; esac
-    exec qstat -f -F json "$@"
+    case $told in *'"Jobs"'*) printf '%s\n' "$told"; ended 0 ;; esac
+    qstat -f -F json "$@"
+else
+    qstat -f "$@"
 fi
-exec qstat -f "$@"
+ended $?
 """.replace("PREFIX", NAME_PREFIX)
 
 
@@ -137,17 +142,17 @@ class Pbs:
         return Command((*ENGLISH, "sh", "-c", _QUERY, "qstat", *checked_ids(ids)))
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
-        """Read the time and what `qstat -f` printed. Jobs that the server forgot are not in it."""
-        now, _, rest = text_of(output.stdout).partition("\n")
-        if not is_whole(output) or not re.fullmatch(r"\d{9,11}", now):
+        """Read the time, what `qstat -f` printed, `end`. Jobs that the server forgot are not in it."""
+        match = re.fullmatch(r"(\d{9,11})\n(.*)end\n", text_of(output.stdout), re.DOTALL)
+        if not is_whole(output) or match is None:
             return unclear("qstat", output)
         said = [line for line in text_of(output.stderr).splitlines() if line.strip()]
         if not all(_GONE.match(line) for line in said) or (output.code != 0 and not said):
             return unclear("qstat", output)
         try:
-            return _pbs_jobs.sights(rest, int(now))
+            return _pbs_jobs.sights(match[2], int(match[1]))
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(rest.encode())}")
+            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(match[2].encode())}")
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, queued or running."""

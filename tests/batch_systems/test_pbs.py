@@ -196,16 +196,23 @@ def test_every_letter_of_the_manual_is_known(letter: str) -> None:
 
 def test_jobs_that_the_server_forgot_are_just_not_told_of() -> None:
     said = b"qstat: Unknown Job Id 9.server\nqstat: 8.server Job has finished, use -x or -H to obtain historical job information\n"
-    assert PBS.parse_query(Output(153, b"1795286893\n", b"qstat: Unknown Job Id 9.server\n")) == {}
-    assert PBS.parse_query(Output(153, b"1795286893\n", b"qstat: Unknown Job Id Error 9.server\n")) == {}
-    assert isinstance(PBS.parse_query(Output(153, b"1795286893\n", said + b"other\n")), Unclear)
-    assert PBS.parse_query(Output(0, b"1795286893\n")) == {}
+    assert PBS.parse_query(Output(153, b"1795286893\nend\n", b"qstat: Unknown Job Id 9.server\n")) == {}
+    assert PBS.parse_query(Output(153, b"1795286893\nend\n", b"qstat: Unknown Job Id Error 9.server\n")) == {}
+    assert isinstance(PBS.parse_query(Output(153, b"1795286893\nend\n", said + b"other\n")), Unclear)
+    assert PBS.parse_query(Output(0, b"1795286893\nend\n")) == {}
 
 
 def test_a_server_that_cannot_be_reached_has_forgotten_nothing() -> None:
     said = b"qstat: cannot connect to server pbs1 (errno=15010)\n"
-    assert isinstance(PBS.parse_query(Output(1, b"1795286893\n", said)), Unclear)
-    assert isinstance(PBS.parse_query(Output(1, b"1795286893\n")), Unclear)
+    assert isinstance(PBS.parse_query(Output(1, b"1795286893\nend\n", said)), Unclear)
+    assert isinstance(PBS.parse_query(Output(1, b"1795286893\nend\n")), Unclear)
+
+
+@pytest.mark.parametrize("name", ["query_19", "query_torque"])
+def test_an_answer_that_was_cut_anywhere_is_none(name: str) -> None:
+    told = captured("pbs", name).stdout
+    for length in range(0, len(told), 37):
+        assert isinstance(PBS.parse_query(Output(0, told[:length])), Unclear), told[:length][-40:]
 
 
 def test_ending_what_is_over_is_fine() -> None:
@@ -259,7 +266,7 @@ esac""",
         argv = ([shell, "sh"] if shell == "busybox" else [shell]) + ["-c", script, "qstat", "12.server"]
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VERSION": version}
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[1:] == [f"called: {called}"]
+        assert done.stdout.splitlines()[1:] == [f"called: {called}", "end"]
 
 
 def test_nodes_cannot_be_entered() -> None:
