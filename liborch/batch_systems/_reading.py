@@ -6,17 +6,20 @@ Left to each dialect: what its answers look like. Left to `base`: what an answer
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from liborch.batch_systems.base import Output, Rejected, Unclear, is_id
+from liborch.batch_systems.base import Command, Output, Rejected, Unclear, is_id
 from liborch.errors import SpecError
 
 #: Characters of a program's words that reach a message.
 SHOWN: Final = 240
-#: In front of every command: messages in English, times in UTC. `env`, as the frontend's shell may be any.
-ENGLISH: Final = ("env", "LC_ALL=C", "LANG=C", "TZ=UTC")
+#: Seconds after which a submission is ended on the frontend itself. Whatever becomes of the connection, it is over before the
+#: command is given up: one that arrives after its token was looked up and not found would be nobody's.
+PATIENCE_S: Final = 25
 
+_HEARD = re.compile(r"(?:\A|\n)orch-begin\|(\d{9,11})\n(.*)orch-end\|(\d{1,3})\n\Z", re.DOTALL)
 _NODE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\Z")
 _DURATION = re.compile(r"(?:(\d{1,6})[:-])?(?:(\d{1,9}):)?(\d{1,9})(?::(\d{1,2}))?\Z")
 
@@ -27,6 +30,49 @@ Refusals = Sequence[tuple[re.Pattern[str], bool]]
 def refusals(*pairs: tuple[str, bool]) -> Refusals:
     """Compile a table of refusals, the first that fits holds."""
     return [(re.compile(text, re.IGNORECASE), retriable) for text, retriable in pairs]
+
+
+def shell(*lines: str) -> Command:
+    """Return a command that runs lines of sh, with messages in English and times in UTC. See `heard` for the answer.
+
+    The script is one group in braces: cut off on its way it is no script, and nothing runs. Any login shell will do.
+    """
+    script = (
+        "{",
+        "LC_ALL=C LANG=C TZ=UTC; export LC_ALL LANG TZ",
+        'echo orch-begin >&2; echo "orch-begin|$(date +%s)"',
+        "(",
+        *lines,
+        ")",
+        'echo "orch-end|$?"',
+        "} </dev/null",
+        "",
+    )
+    return Command(("sh",), "\n".join(script).encode("utf-8", "surrogateescape"))
+
+
+def submission(words: Sequence[str], token: str, holder: Sequence[str] = ()) -> Command:
+    """Return the submission of the holder, as a script on the standard input of `words`; without a holder just run them."""
+    line = f"timeout -k 2 {PATIENCE_S} {shlex.join(words)}"
+    if not holder:
+        return shell(line)
+    end = f"orch-{token}-end"
+    return shell(f"{line} <<'{end}'", "#!/bin/sh", f"exec {shlex.join(holder)}", end)
+
+
+def heard(output: Output) -> tuple[int, Output] | None:
+    """Return (the frontend's clock, what the lines themselves said and ended with); None: it is not all here.
+
+    What a login shell says before, on either of its outputs, is not theirs, and dropped.
+    """
+    if output.code is None or output.is_cut:
+        return None
+    match = _HEARD.search(text_of(output.stdout))
+    if match is None:
+        return None
+    return int(match[1]), Output(
+        int(match[3]), match[2].encode(), output.stderr.rpartition(b"orch-begin\n")[2]
+    )
 
 
 def text_of(raw: bytes) -> str:

@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from liborch.batch_systems._reading import (
-    ENGLISH,
     checked_ids,
     excerpt,
+    heard,
     is_node,
-    is_whole,
     keep_ours,
     refusals,
     refused,
+    shell,
+    submission,
     text_of,
     unclear,
 )
@@ -142,37 +143,35 @@ class Lsf:
             words += ["-W", str(max(1, -int(-request.walltime_s // 60)))]
         log = f"{request.log_folder.rstrip('/')}/{request.name}.log" if request.log_folder else "/dev/null"
         words += ["-oo", log, "-rn", "-L", "/bin/sh"]
-        script = f"#!/bin/sh\nexec {shlex.join(request.holder)}\n"
         # bsub waits for ever where a limit is reached, unless it may try but once.
-        return Command(
-            (*ENGLISH, "LSB_NTRIES=1", *words, *options), stdin=script.encode("utf-8", "surrogateescape")
-        )
+        return submission(["env", "LSB_NTRIES=1", *words, *options], request.token, request.holder)
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read bsub's answer: `Job <1> is submitted to [default] queue <normal>.`, and nothing else."""
+        told = heard(output)
+        if told is None:
+            return unclear("bsub", output)
+        _, output = told
         if rejected := refused(output, _REFUSALS):
             return rejected
         pattern = r"Job <(\d+)> is submitted to (?:default )?queue <[\w.-]+>(?: on cluster <[\w.-]+>)?\.\n"
         match = re.fullmatch(pattern, text_of(output.stdout))
         said = text_of(output.stderr)
-        if (
-            is_whole(output)
-            and output.code == 0
-            and match
-            and not re.search("error|denied|not submitted", said, re.I)
-        ):
+        if output.code == 0 and match and not re.search("error|denied|not submitted", said, re.I):
             return Accepted(match[1])
         return unclear("bsub", output)
 
     def query(self, ids: Sequence[str]) -> Command:
         """Ask for all jobs with a name of ours, over or not; `ids` are among them."""
         checked_ids(ids)
-        return Command((*ENGLISH, "bjobs", "-a", "-J", f"{NAME_PREFIX}*", "-o", _COLUMNS, "-json"))
+        return shell(f"bjobs -a -J '{NAME_PREFIX}*' -o '{_COLUMNS}' -json")
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
         """Read bjobs' JSON: {"COMMAND": "bjobs", "JOBS": n, "RECORDS": [{column: text}]}."""
-        if not is_whole(output):
+        answer = heard(output)
+        if answer is None:
             return unclear("bjobs", output)
+        _, output = answer
         told, said = text_of(output.stdout), text_of(output.stderr).strip()
         nothing = r"No (unfinished )?job found|Job <orch-\*> is not found"
         if re.fullmatch(nothing, said) and not told.strip():
@@ -190,12 +189,14 @@ class Lsf:
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Kill jobs, pending or running."""
-        return Command((*ENGLISH, "bkill", *checked_ids(ids)))
+        return shell(shlex.join(["bkill", *checked_ids(ids)]))
 
     def parse_cancel(self, output: Output) -> Rejected | Unclear | None:
         """Read bkill's answer. Jobs that are over are fine."""
-        if not is_whole(output):
+        told = heard(output)
+        if told is None:
             return unclear("bkill", output)
+        _, output = told
         lines = [*text_of(output.stdout).splitlines(), *text_of(output.stderr).splitlines()]
         lines = [line for line in lines if line.strip()]
         fine = rf"Job <[^>]*> is being (terminated|signaled)|{_GONE}"
@@ -207,13 +208,14 @@ class Lsf:
     def limits(self, options: Sequence[str]) -> Command:
         """Ask the queue that the options name for its longest run; of the default queue nothing is known beforehand."""
         queue = _queue(options)
-        return Command((*ENGLISH, "bqueues", "-l", queue) if queue else ("true",))
+        return shell(f"bqueues -l {queue}" if queue else "true")
 
     def parse_limits(self, output: Output) -> Limits:
         """Read RUNLIMIT, `240.0 min of host1`; with two of them the last is the hard one."""
-        if not is_whole(output) or output.code != 0:
+        answer = heard(output)
+        if answer is None or answer[1].code != 0:
             return Limits()
-        told = text_of(output.stdout)
+        told = text_of(answer[1].stdout)
         queue = re.match(r"\s*QUEUE: ([\w.-]+)\n", told)
         section = re.search(r"^MAXIMUM LIMITS:\n(.*?)(?:^\S.*:\n|\Z)", told, re.MULTILINE | re.DOTALL)
         match = re.search(

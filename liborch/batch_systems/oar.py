@@ -2,7 +2,7 @@
 
 An allocation is a job whose command is the holder; its name carries the token. Everything of ours is asked for with one SQL
 condition (`oarstat --sql`), since `oarstat -u` forgets a job the moment it is over and `-j` knows no names. OAR's clock is
-the frontend's: `date` runs in front of the question, and what is left is counted from there.
+the frontend's: what is left is counted from there.
 
 What OAR does not tell: limits (quotas and admission rules are files of the server; a refusal says which rule it was), and
 the room on a node. A job whose nodes turn out to be down before it began is submitted again by OAR itself, with the same
@@ -18,15 +18,16 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from liborch.batch_systems._reading import (
-    ENGLISH,
     checked_ids,
     clock_of,
     excerpt,
+    heard,
     is_node,
-    is_whole,
     keep_ours,
     refusals,
     refused,
+    shell,
+    submission,
     text_of,
     unclear,
 )
@@ -129,11 +130,15 @@ class Oar:
         if request.log_folder:
             log = f"{request.log_folder.rstrip('/')}/{request.name}.log"
         words = ("-n", request.name, "-l", wanted, "-O", log, "-E", log, *options)
-        # One word: OAR hands it to the person's shell.
-        return Command((*ENGLISH, "oarsub", *words, shlex.join(request.holder)))
+        # The holder is one word: OAR hands it to the person's shell.
+        return submission(["oarsub", *words, shlex.join(request.holder)], request.token)
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read oarsub's answer: one `OAR_JOB_ID=N` among remarks, and nothing else."""
+        told = heard(output)
+        if told is None:
+            return unclear("oarsub", output)
+        _, output = told
         if rejected := refused(output, _REFUSALS):
             return rejected
         found: list[str] = []
@@ -142,7 +147,7 @@ class Oar:
                 found.append(match[1])
             elif line.strip() and not _REMARK.fullmatch(line.rstrip("\n")):
                 return unclear("oarsub", output)
-        if is_whole(output) and output.code == 0 and len(found) == 1 and found[0].isdecimal():
+        if output.code == 0 and len(found) == 1 and found[0].isdecimal():
             if re.search("error", text_of(output.stderr), re.IGNORECASE):
                 return unclear("oarsub", output)
             return Accepted(found[0])
@@ -153,31 +158,32 @@ class Oar:
         condition = f"job_name LIKE '{NAME_PREFIX}%' AND state NOT IN ('Terminated','Error')"
         if ids:
             condition = f"({condition}) OR job_id IN ({','.join(checked_ids(ids))})"
-        question = f"job_user = '$(id -un)' AND ({condition})"
-        # The last line shows that nothing was cut off: for no job at all oarstat prints nothing.
-        return Command((*ENGLISH, "sh", "-c", f'date +%s && oarstat -f -J --sql "{question}" && echo end'))
+        return shell(f"""oarstat -f -J --sql "job_user = '$(id -un)' AND ({condition})\"""")
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
-        """Read the time, oarstat's JSON ({id: {...}}, `null` or nothing), `end`."""
-        match = re.fullmatch(r"(\d{9,11})\n(.*)end\n", text_of(output.stdout), re.DOTALL)
-        if not is_whole(output) or output.code != 0 or match is None:
+        """Read oarstat's JSON: {id: {...}}. For no job at all it prints nothing; some versions `null`."""
+        told = heard(output)
+        if told is None:
+            return unclear("oarstat", output)
+        now, output = told
+        if output.code != 0 or (output.stderr.strip() and not output.stdout.strip()):
             return unclear("oarstat", output)
         try:
-            found = json.loads(match[2].strip() or "null") or {}
-            return {id: _sight(id, each, int(match[1])) for id, each in found.items()}
+            found = json.loads(text_of(output.stdout).strip() or "null") or {}
+            return {id: _sight(id, each, now) for id, each in found.items()}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            return Unclear(
-                f"oarstat answered what is not understood ({error!r}): {excerpt(match[2].encode())}"
-            )
+            return Unclear(f"oarstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, waiting or running."""
-        return Command((*ENGLISH, "oardel", *checked_ids(ids)))
+        return shell(shlex.join(["oardel", *checked_ids(ids)]))
 
     def parse_cancel(self, output: Output) -> Rejected | Unclear | None:
         """Read oardel's answer. A job that was killed already, or is over, is fine."""
-        if not is_whole(output):
+        told = heard(output)
+        if told is None:
             return unclear("oardel", output)
+        _, output = told
         left = []
         for line in text_of(output.stderr).splitlines():
             if re.search(r"You are not the right user", line):

@@ -20,15 +20,16 @@ from typing import Final
 
 from liborch.batch_systems import _pbs_jobs
 from liborch.batch_systems._reading import (
-    ENGLISH,
     checked_ids,
     clock_of,
     excerpt,
-    is_whole,
+    heard,
     keep_ours,
     refusals,
     refused,
     seconds_of,
+    shell,
+    submission,
     text_of,
     unclear,
 )
@@ -76,23 +77,18 @@ _GONE = re.compile(
     r"(Invalid request MSG=|Request invalid for state of job).*)"
 )
 _QUERY = r"""
-date +%s
 list=$(qstat -u "$(id -un)") || exit
 for id in $(printf '%s\n' "$list" | awk '$4 ~ /^PREFIX/ { sub(/[.].*/, "", $1); print $1 }'); do
     case " $* " in *" $id "* | *" $id."*) ;; *) set -- "$@" "$id" ;; esac
 done
-# The last line shows that nothing was cut off.
-ended() { echo end; exit "$1"; }
-[ $# -gt 0 ] || ended 0
+[ $# -gt 0 ] || exit 0
 if qstat --version 2>&1 | grep -q pbs_version; then
     # Without a history, and when it knows none of them, it prints no jobs; the plain question says which.
     told=$(qstat -x -f -F json "$@" 2>/dev/null)
-    case $told in *'"Jobs"'*) printf '%s\n' "$told"; ended 0 ;; esac
-    qstat -f -F json "$@"
-else
-    qstat -f "$@"
+    case $told in *'"Jobs"'*) printf '%s\n' "$told"; exit 0 ;; esac
+    exec qstat -f -F json "$@"
 fi
-ended $?
+exec qstat -f "$@"
 """.replace("PREFIX", NAME_PREFIX)
 
 
@@ -123,45 +119,51 @@ class Pbs:
         if not any(word.startswith("-r") for word in options):
             # Whether to start again is decided here, not by the server.
             words += ["-r", "n"]
-        script = f"#!/bin/sh\nexec {shlex.join(request.holder)}\n"
-        return Command((*ENGLISH, *words, *options), stdin=script.encode("utf-8", "surrogateescape"))
+        return submission([*words, *options], request.token, request.holder)
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read qsub's answer: an id on a line of its own, and nothing else."""
+        told = heard(output)
+        if told is None:
+            return unclear("qsub", output)
+        _, output = told
         if rejected := refused(output, _REFUSALS):
             return rejected
         # The line end is part of it: without, it may be the beginning of a longer one.
         match = re.fullmatch(r"(\d+(?:\.[A-Za-z0-9._-]+)?)\n", text_of(output.stdout))
         said = re.search("error|denied", text_of(output.stderr), re.IGNORECASE)
-        if is_whole(output) and output.code == 0 and match and is_id(match[1]) and not said:
+        if output.code == 0 and match and is_id(match[1]) and not said:
             return Accepted(match[1])
         return unclear("qsub", output)
 
     def query(self, ids: Sequence[str]) -> Command:
         """Ask for jobs of ours in the queue, by name, and for those of `ids`."""
-        return Command((*ENGLISH, "sh", "-c", _QUERY, "qstat", *checked_ids(ids)))
+        return shell(f"set -- {' '.join(checked_ids(ids))}", _QUERY)
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
-        """Read the time, what `qstat -f` printed, `end`. Jobs that the server forgot are not in it."""
-        match = re.fullmatch(r"(\d{9,11})\n(.*)end\n", text_of(output.stdout), re.DOTALL)
-        if not is_whole(output) or match is None:
+        """Read what `qstat -f` printed. Jobs that the server forgot are not in it."""
+        told = heard(output)
+        if told is None:
             return unclear("qstat", output)
+        now, output = told
         said = [line for line in text_of(output.stderr).splitlines() if line.strip()]
         if not all(_GONE.match(line) for line in said) or (output.code != 0 and not said):
             return unclear("qstat", output)
         try:
-            return _pbs_jobs.sights(match[2], int(match[1]))
+            return _pbs_jobs.sights(text_of(output.stdout), now)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(match[2].encode())}")
+            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, queued or running."""
-        return Command((*ENGLISH, "qdel", *checked_ids(ids)))
+        return shell(shlex.join(["qdel", *checked_ids(ids)]))
 
     def parse_cancel(self, output: Output) -> Rejected | Unclear | None:
         """Read qdel's answer: it says nothing when all went well. Jobs that are over are fine."""
-        if not is_whole(output) or output.stdout.strip():
-            return unclear("qdel", output)
+        told = heard(output)
+        if told is None or told[1].stdout.strip():
+            return unclear("qdel", told[1] if told else output)
+        _, output = told
         said = [line for line in text_of(output.stderr).splitlines() if line.strip()]
         left = [line for line in said if not _GONE.match(line)]
         if any("Unauthorized Request" in line for line in left):
@@ -172,22 +174,14 @@ class Pbs:
 
     def limits(self, options: Sequence[str]) -> Command:
         """Ask the server, and all its queues, for their settings."""
-        queue = _queue(options)
-        return Command(
-            (
-                *ENGLISH,
-                "sh",
-                "-c",
-                'printf "Asked: %s\\n" "$1"; qstat -B -f; exec qstat -Q -f',
-                "qstat",
-                queue,
-            )
-        )
+        return shell(f"echo 'Asked: {_queue(options)}'; qstat -B -f; qstat -Q -f")
 
     def parse_limits(self, output: Output) -> Limits:
         """Read what the server and the queue allow; the tighter one holds."""
-        if not is_whole(output):
+        answer = heard(output)
+        if answer is None:
             return Limits()
+        _, output = answer
         blocks = list(_pbs_jobs.blocks(text_of(output.stdout)))
         server = next((settings for kind, _, settings in blocks if kind == "Server"), {})
         asked = re.match(r"Asked: ([\w.-]+)", text_of(output.stdout))

@@ -22,15 +22,16 @@ from typing import Final
 from xml.etree import ElementTree
 
 from liborch.batch_systems._reading import (
-    ENGLISH,
     checked_ids,
     excerpt,
+    heard,
     is_node,
-    is_whole,
     keep_ours,
     refusals,
     refused,
     seconds_of,
+    shell,
+    submission,
     text_of,
     unclear,
 )
@@ -106,7 +107,6 @@ _REFUSALS = refusals(
     (r"denied: |does not exist|Unknown option|JSV .*reject", False),
 )
 _QUERY = r"""
-date +%s
 told=$(qstat -u "$(id -un)" -g t -r -xml) || exit
 # Others of this person are many, perhaps; only ours are sent.
 printf '%s\n' "$told" | awk '
@@ -117,7 +117,7 @@ printf '%s\n' "$told" | awk '
 for id in "$@"; do
     case $told in *"<JB_job_number>$id</JB_job_number>"*) ;; *) timeout 10 qacct -j "$id" 2>/dev/null ;; esac
 done
-echo end
+exit 0
 """.replace("PREFIX", NAME_PREFIX)
 
 
@@ -152,49 +152,59 @@ class Sge:
         if "-r" not in options:
             # Whether to start again is decided here, not by the qmaster.
             words += ["-r", "n"]
-        script = f"#!/bin/sh\nexec {shlex.join(request.holder)}\n"
-        return Command((*ENGLISH, *words, *options), stdin=script.encode("utf-8", "surrogateescape"))
+        return submission([*words, *options], request.token, request.holder)
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read `qsub -terse`'s answer: an id, and nothing else."""
+        told = heard(output)
+        if told is None:
+            return unclear("qsub", output)
+        _, output = told
         if rejected := refused(output, _REFUSALS):
             return rejected
         # The line end is part of it: without, it may be the beginning of a longer one.
         match = re.fullmatch(r"(\d{1,18})\n", text_of(output.stdout))
         said = re.search("error|denied|unable to", text_of(output.stderr), re.IGNORECASE)
-        if is_whole(output) and output.code == 0 and match and not said:
+        if output.code == 0 and match and not said:
             return Accepted(match[1])
         return unclear("qsub", output)
 
     def query(self, ids: Sequence[str]) -> Command:
         """Ask for jobs with a name of ours, and for the end of those of `ids` that are not among them."""
-        return Command((*ENGLISH, "sh", "-c", _QUERY, "qstat", *checked_ids(ids)))
+        return shell(f"set -- {' '.join(checked_ids(ids))}", _QUERY)
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
-        """Read the time, qstat's XML, records of qacct's, `end`."""
-        told = text_of(output.stdout)
-        match = re.fullmatch(r"(\d{9,11})\n(.*</job_info>\n)(.*)end\n", told, re.DOTALL)
-        if not is_whole(output) or output.code != 0 or match is None:
+        """Read qstat's XML, then records of qacct's."""
+        told = heard(output)
+        if told is None:
+            return unclear("qstat", output)
+        now, output = told
+        match = re.fullmatch(r"(.*</job_info>\n)(.*)", text_of(output.stdout), re.DOTALL)
+        if output.code != 0 or match is None:
             return unclear("qstat", output)
         try:
-            over = {sight.id: sight for sight in map(_ended, _records(match[3]))}
-            return over | _sights(match[2], int(match[1]))
+            over = {sight.id: sight for sight in map(_ended, _records(match[2]))}
+            return over | _sights(match[1], now)
         except (ValueError, TypeError, KeyError, ElementTree.ParseError) as error:
-            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(match[2].encode())}")
+            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, pending or running."""
-        return Command((*ENGLISH, "qdel", *checked_ids(ids)))
+        return shell(shlex.join(["qdel", *checked_ids(ids)]))
 
     def parse_cancel(self, output: Output) -> Rejected | Unclear | None:
         """Read qdel's answer, a line for each job. Jobs that are over are fine."""
+        told = heard(output)
+        if told is None:
+            return unclear("qdel", output)
+        _, output = told
         lines = [*text_of(output.stdout).splitlines(), *text_of(output.stderr).splitlines()]
         lines = [line.strip() for line in lines if line.strip()]
         fine = (
             r"\S+ has deleted job \d+|\S+ has registered the job \d+ for deletion|"
             r'job \d+ is already in deletion|denied: job "\d+" does not exist'
         )
-        if not is_whole(output) or not lines:
+        if not lines:
             return unclear("qdel", output)
         left = [line for line in lines if not re.fullmatch(fine, line)]
         if any("necessary privileges" in line for line in left):
@@ -206,14 +216,14 @@ class Sge:
         words = list(options)
         name = words[words.index("-q") + 1].partition("@")[0] if "-q" in words[:-1] else ""
         name = name if re.fullmatch(r"[\w.-]+", name) else ""
-        script = 'qconf -sconf; qconf -ssconf; [ -z "$1" ] || qconf -sq "$1"; true'
-        return Command((*ENGLISH, "sh", "-c", script, "qconf", name))
+        return shell("qconf -sconf; qconf -ssconf", f"qconf -sq {name}" if name else "true")
 
     def parse_limits(self, output: Output) -> Limits:
         """Read max_u_jobs, maxujobs (0: none) and the queue's h_rt."""
-        if not is_whole(output):
+        answer = heard(output)
+        if answer is None:
             return Limits()
-        told = dict(re.findall(r"^(\w+) +(\S+)", text_of(output.stdout), re.MULTILINE))
+        told = dict(re.findall(r"^(\w+) +(\S+)", text_of(answer[1].stdout), re.MULTILINE))
         submitted, active = (
             int(told[key]) if re.fullmatch(r"[1-9]\d{0,8}", told.get(key, "")) else None
             for key in ("max_u_jobs", "maxujobs")

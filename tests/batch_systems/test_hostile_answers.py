@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from liborch.batch_systems._reading import bytes_of, clock_of, excerpt, keep_ours, seconds_of
+from liborch.batch_systems._reading import bytes_of, clock_of, excerpt, heard, keep_ours, seconds_of
 from liborch.batch_systems.base import Accepted, BatchSystem, Limits, Output, Rejected, Request, Unclear
 from liborch.batch_systems.names import NAMES, named
 from liborch.batch_systems.procedures import Procedures
 from liborch.errors import SpecError, UnknownName
 from liborch.specs import Procedures as Commands
+from tests.batch_systems.captures import answer
 
 OURS = ("oar", "pbs", "sge", "lsf")
 #: What each says of a submission that it took.
@@ -32,9 +37,13 @@ def system(request: pytest.FixtureRequest) -> BatchSystem:
 
 
 def test_what_it_took_is_an_acceptance(system: BatchSystem) -> None:
-    accepted = system.parse_submit(Output(0, TAKEN[system.name]))
-    assert isinstance(accepted, Accepted)
-    assert accepted.id.startswith("4924")
+    taken = answer(0, TAKEN[system.name])
+    # What a login shell says before is not the command's.
+    noisy = Output(0, b"Welcome!\nOAR_JOB_ID=1\n1\n" + taken.stdout, b"tput: error: no TERM\n" + taken.stderr)
+    for output in (taken, noisy):
+        accepted = system.parse_submit(output)
+        assert isinstance(accepted, Accepted)
+        assert accepted.id.startswith("4924")
 
 
 @pytest.mark.parametrize(
@@ -42,36 +51,50 @@ def test_what_it_took_is_an_acceptance(system: BatchSystem) -> None:
 )
 @pytest.mark.parametrize("code", [0, 1, 255])
 def test_what_is_no_answer_is_unclear(system: BatchSystem, told: bytes, code: int) -> None:
-    for output in (Output(code, told), Output(code, told, LOCALISED), Output(code, b"", told)):
+    for output in (
+        Output(code, told),
+        Output(code, b"", told),
+        answer(code, told),
+        answer(code, told, LOCALISED),
+        answer(code, b"", told),
+        Output(0, answer(code, told).stdout[:-1]),
+        Output(0, answer(code, told).stdout[1:]),
+    ):
         for parsed in (system.parse_submit(output), system.parse_query(output), system.parse_cancel(output)):
             if parsed is None or parsed == {}:
-                # PBS says nothing when all went well, and LSF nothing but a remark when there is nothing.
-                assert system.name == "pbs"
-                assert (code, output.stdout + output.stderr) in ((0, b""), (0, b"\n"))
+                # PBS says nothing when all went well, OAR when there is nothing; and nothing is nothing, not an error.
+                assert system.name in ("pbs", "oar")
+                told_nothing = heard(output)
+                assert told_nothing is not None
+                words = told_nothing[1].stdout + told_nothing[1].stderr
+                assert (told_nothing[1].code, words.strip()) == (0, b"")
                 continue
             assert isinstance(parsed, Unclear), (output, parsed)
             assert len(parsed.why) < 400
             assert parsed.why.isprintable()
 
 
-@pytest.mark.parametrize("around", ["before", "after", "twice", "cut", "stderr", "code", "shell", "ansi"])
+@pytest.mark.parametrize(
+    "around", ["before", "after", "twice", "cut", "stderr", "code", "shell", "ansi", "unframed"]
+)
 def test_an_id_with_anything_beside_it_is_unclear(system: BatchSystem, around: str) -> None:
     taken = TAKEN[system.name]
     output = {
-        "before": Output(0, b"Welcome to the cluster!\n" + taken),
-        "after": Output(0, taken + b"Have a nice day\n"),
-        "twice": Output(0, taken + taken),
-        "cut": Output(0, taken[: taken.index(b"4924") + 2]),
-        "stderr": Output(0, taken, b"error: could not write the spool file\n"),
-        "code": Output(1, taken),
-        "shell": Output(0, taken.replace(b"4924", b"4924; rm -rf ~")),
-        "ansi": Output(0, taken.replace(b"4924", ANSI.strip())),
+        "before": answer(0, b"Welcome to the cluster!\n" + taken),
+        "after": answer(0, taken + b"Have a nice day\n"),
+        "twice": answer(0, taken + taken),
+        "cut": answer(0, taken[: taken.index(b"4924") + 2]),
+        "stderr": answer(0, taken, b"error: could not write the spool file\n"),
+        "code": answer(1, taken),
+        "shell": answer(0, taken.replace(b"4924", b"4924; rm -rf ~")),
+        "ansi": answer(0, taken.replace(b"4924", ANSI.strip())),
+        "unframed": Output(0, taken),
     }[around]
     assert isinstance(system.parse_submit(output), Unclear)
 
 
 def test_a_command_that_did_not_end_says_nothing(system: BatchSystem) -> None:
-    output = Output(None, TAKEN[system.name], b"qsub: Unknown queue\n")
+    output = Output(None, answer(0, TAKEN[system.name]).stdout, b"qsub: Unknown queue\n")
     for parsed in (system.parse_submit(output), system.parse_query(output), system.parse_cancel(output)):
         assert isinstance(parsed, Unclear)
         assert "did not end" in parsed.why
@@ -81,7 +104,7 @@ def test_a_command_that_did_not_end_says_nothing(system: BatchSystem) -> None:
 def test_an_endless_answer_says_nothing(system: BatchSystem) -> None:
     # Were any of it read in quadratic time, this would never end.
     for flood in (b"4924\n" * (1 << 17), b'{"1":' * (1 << 16), b"<job_list>" * (1 << 16)):
-        for output in (Output(0, flood, flood, is_cut=True), Output(1, b"1795286893\n" + flood, b"")):
+        for output in (Output(0, flood, flood, is_cut=True), answer(1, flood)):
             for parsed in (
                 system.parse_submit(output),
                 system.parse_query(output),
@@ -99,15 +122,41 @@ def test_what_is_no_id_reaches_no_command(system: BatchSystem, id: str) -> None:
             render([id])
 
 
-def test_every_command_speaks_english_and_utc(system: BatchSystem) -> None:
+def test_every_command_is_a_script_that_speaks_english_and_utc(system: BatchSystem) -> None:
     for command in (system.submit(Request("abc123")), system.query(["1"]), system.cancel(["1"])):
-        assert command.argv[:4] == ("env", "LC_ALL=C", "LANG=C", "TZ=UTC")
+        assert command.argv == ("sh",)
+        assert command.stdin.startswith(b"{\nLC_ALL=C LANG=C TZ=UTC; export LC_ALL LANG TZ\n")
 
 
-def test_a_holder_with_anything_in_it_is_words(system: BatchSystem) -> None:
-    command = system.submit(Request("abc123", holder=("sh", "-c", "it's; $HOME `id`")))
-    text = command.stdin.decode() + command.argv[-1]
-    assert """'it'"'"'s; $HOME `id`'""" in text
+def test_a_submission_that_is_cut_off_on_its_way_runs_nothing(system: BatchSystem, tmp_path: Path) -> None:
+    for name in ("oarsub", "qsub", "bsub"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\ncat >/dev/null\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = system.submit(Request("abc123")).stdin
+    lines = script.splitlines(keepends=True)
+    for length in range(1, len(lines)):
+        subprocess.run(
+            ["sh"], input=b"".join(lines[:length]), env=environment, capture_output=True, check=False
+        )
+    assert not (tmp_path / "ran").exists()
+    subprocess.run(["sh"], input=script, env=environment, capture_output=True, check=True)
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_holder_with_anything_in_it_is_words(system: BatchSystem, tmp_path: Path) -> None:
+    command = system.submit(Request("abc123", holder=("printf", "%s|", "it's; $HOME `id`", "")))
+    # Each runs its script as it is, or hands its last word to a shell.
+    for name in ("qsub", "bsub"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sh\n")
+    (tmp_path / "oarsub").write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\nexec sh -c "$1"\n')
+    for name in ("oarsub", "qsub", "bsub"):
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh"], input=command.stdin, env=environment, capture_output=True, check=True)
+    told = heard(Output(done.returncode, done.stdout, done.stderr))
+    assert told is not None
+    assert told[1] == Output(0, b"it's; $HOME `id`||")
 
 
 def test_every_name_of_a_profile_has_its_system() -> None:
@@ -165,5 +214,5 @@ def test_long_options_may_be_shortened_and_are_still_ours() -> None:
 
 
 def test_a_refusal_is_none_when_the_command_succeeded() -> None:
-    assert isinstance(named("sge").parse_submit(Output(0, b"", b"denied: x\n")), Unclear)
-    assert isinstance(named("sge").parse_submit(Output(1, b"", b"denied: x\n")), Rejected)
+    assert isinstance(named("sge").parse_submit(answer(0, b"", b"denied: x\n")), Unclear)
+    assert isinstance(named("sge").parse_submit(answer(1, b"", b"denied: x\n")), Rejected)

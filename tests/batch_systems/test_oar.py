@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from liborch.batch_systems.base import Accepted, Output, Rejected, Request, Sight, Unclear
+from liborch.batch_systems._reading import heard
+from liborch.batch_systems.base import Accepted, Rejected, Request, Sight, Unclear
 from liborch.batch_systems.oar import STATES, Oar
 from liborch.errors import SpecError
-from tests.batch_systems.captures import captured
+from tests.batch_systems.captures import answer, captured, changed, line_of
 
 OAR = Oar()
 TAKEN = (
@@ -21,30 +22,30 @@ TAKEN = (
 def words(**fields: object) -> str:
     """The submission of a request, without what comes before `oarsub`."""
     command = OAR.submit(Request("abc123", **fields))  # type: ignore[arg-type]
-    return " ".join(command.argv).partition(" oarsub ")[2]
+    return line_of(command, "oarsub").replace("'", "")
 
 
-def changed(id: str, **fields: object) -> Sight:
+def other(id: str, **fields: object) -> Sight:
     """What is read of one job of the captured answers, with something else in it."""
-    now, _, rest = captured("oar", "query_ended").stdout.decode().removesuffix("end\n").partition("\n")
-    jobs = json.loads(rest)
+    told = heard(captured("oar", "query_ended"))
+    assert told is not None
+    jobs = json.loads(told[1].stdout)
     jobs[id] |= fields
-    sights = OAR.parse_query(Output(0, f"{now}\n{json.dumps(jobs)}\nend\n".encode()))
+    sights = OAR.parse_query(answer(0, json.dumps(jobs).encode(), now=told[0]))
     assert isinstance(sights, dict), sights
     return sights[id]
 
 
 def test_nodes_walltime_and_what_is_taken_of_each_are_one_word() -> None:
     assert words() == "-n orch-abc123 -l /nodes=1 -O /dev/null -E /dev/null sleep infinity"
-    told = words(
-        nodes=3, walltime_s=5400, options=("-l", "gpu=2", "-p", "cluster='x'"), log_folder="/home/me"
-    )
+    told = words(nodes=3, walltime_s=5400, options=("-l", "gpu=2", "-t", "besteffort"), log_folder="/home/me")
     assert told == (
         "-n orch-abc123 -l /nodes=3/gpu=2,walltime=01:30:00 -O /home/me/orch-abc123.log -E /home/me/orch-abc123.log "
-        "-p cluster='x' sleep infinity"
+        "-t besteffort sleep infinity"
     )
     assert "-l {mem>64}/nodes=2/core=4 " in words(nodes=2, options=("--resource={mem>64}/core=4",))
-    assert OAR.submit(Request("abc123")).argv[-1] == "sleep infinity"
+    assert b"\ntimeout -k 2 25 oarsub " in OAR.submit(Request("abc123")).stdin
+    assert b" 'sleep infinity'\n" in OAR.submit(Request("abc123")).stdin
 
 
 @pytest.mark.parametrize(
@@ -70,12 +71,12 @@ def test_options_that_are_ours_are_named(options: tuple[str, ...], said: str) ->
 
 
 def test_an_id_among_remarks_of_admission_rules_is_an_acceptance() -> None:
-    assert OAR.parse_submit(Output(0, TAKEN)) == Accepted("4924")
+    assert OAR.parse_submit(answer(0, TAKEN)) == Accepted("4924")
     # 2.5.10 and later.
-    assert OAR.parse_submit(Output(0, b"# Filtering out exotic resources.\nOAR_JOB_ID=77\n")) == Accepted(
+    assert OAR.parse_submit(answer(0, b"# Filtering out exotic resources.\nOAR_JOB_ID=77\n")) == Accepted(
         "77"
     )
-    assert isinstance(OAR.parse_submit(Output(0, b"# Error: something\nOAR_JOB_ID=77\n")), Unclear)
+    assert isinstance(OAR.parse_submit(answer(0, b"# Error: something\nOAR_JOB_ID=77\n")), Unclear)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_an_id_among_remarks_of_admission_rules_is_an_acceptance() -> None:
     ],
 )  # fmt: skip
 def test_a_refusal_is_told_in_its_own_words(code: int, stdout: bytes, said: bytes) -> None:
-    rejected = OAR.parse_submit(Output(code, stdout, said))
+    rejected = OAR.parse_submit(answer(code, stdout, said))
     assert isinstance(rejected, Rejected)
     assert not rejected.is_retriable
     assert rejected.why.startswith(" ".join(said.decode().splitlines()[0].split()))
@@ -100,18 +101,18 @@ def test_a_refusal_is_told_in_its_own_words(code: int, stdout: bytes, said: byte
 
 def test_a_quota_may_be_free_later() -> None:
     said = b"[ADMISSION RULE] Error: you cannot have more than 20 jobs in the queue.\n"
-    rejected = OAR.parse_submit(Output(254, b"", said))
+    rejected = OAR.parse_submit(answer(254, b"", said))
     assert isinstance(rejected, Rejected)
     assert rejected.is_retriable
 
 
 def test_a_server_that_may_have_it_is_no_refusal() -> None:
     said = b"[ERROR] Cannot connect to executor h1:6666. Job is killed.\n"
-    assert isinstance(OAR.parse_submit(Output(9, TAKEN, said)), Unclear)
+    assert isinstance(OAR.parse_submit(answer(9, TAKEN, said)), Unclear)
 
 
 def test_everything_of_ours_is_asked_for_in_one_condition() -> None:
-    script = OAR.query(["4", "17"]).argv[-1]
+    script = OAR.query(["4", "17"]).stdin.decode()
     assert "job_name LIKE 'orch-%' AND state NOT IN ('Terminated','Error')" in script
     assert "OR job_id IN (4,17)" in script
     assert "job_user = '$(id -un)' AND (" in script
@@ -164,42 +165,40 @@ def test_how_a_job_ended_is_told_by_its_events() -> None:
 def test_each_kind_of_event_that_ends_a_job_has_a_meaning(kind: str, end: str) -> None:
     # A job that was ended for a reason is also asked to end; the reason is what counts.
     events = [{"type": "FRAG_JOB_REQUEST"}] if end != "failed" else []
-    assert changed("1", events=[*events, {"type": kind}]).end == end
+    assert other("1", events=[*events, {"type": kind}]).end == end
 
 
 @pytest.mark.parametrize("word", sorted(STATES))
 def test_every_state_of_the_manual_is_known(word: str) -> None:
-    sight = changed("6", state=word)
+    sight = other("6", state=word)
     assert sight.state == STATES[word]
     assert bool(sight.nodes) == (STATES[word] in ("active", "ending"))
 
 
 def test_nothing_of_ours_is_an_answer_too() -> None:
-    assert OAR.parse_query(Output(0, b"1795287952\nend\n")) == {}
+    assert OAR.parse_query(answer(0)) == {}
     # Other versions: Perl's for a hash that was never made.
-    assert OAR.parse_query(Output(0, b"1795287952\nnull\nend\n")) == {}
-    assert isinstance(OAR.parse_query(Output(0, b"1795287952\n")), Unclear)
-    assert isinstance(OAR.parse_query(Output(0, b"null\nend\n")), Unclear)
-    failed = Output(255, b"1795287952\n", b"DB connection error, exiting.\n")
-    assert isinstance(OAR.parse_query(failed), Unclear)
+    assert OAR.parse_query(answer(0, b"null\n")) == {}
+    assert isinstance(OAR.parse_query(answer(255, b"", b"DB connection error, exiting.\n")), Unclear)
 
 
 def test_a_node_whose_name_is_none_makes_no_answer() -> None:
-    told = captured("oar", "query").stdout.replace(b'"h2"', b'"-oProxyCommand=x"')
-    assert isinstance(OAR.parse_query(Output(0, told)), Unclear)
+    assert isinstance(
+        OAR.parse_query(changed(captured("oar", "query"), '"h2"', '"-oProxyCommand=x"')), Unclear
+    )
 
 
 def test_ending_what_is_over_is_fine() -> None:
     registered = (
         b"Deleting the job = 1 ...REGISTERED.\nThe job(s) [ 1 ] will be deleted in the near future.\n"
     )
-    assert OAR.parse_cancel(Output(0, registered)) is None
+    assert OAR.parse_cancel(answer(0, registered)) is None
     killed = b"Cannot frag 1 ; This job was already killed.\n"
-    assert OAR.parse_cancel(Output(6, b"Deleting the job = 1 ...ERROR.\n", killed)) is None
+    assert OAR.parse_cancel(answer(6, b"Deleting the job = 1 ...ERROR.\n", killed)) is None
     # OAR says so of ids that never were as well.
     other = b"Cannot frag 99 ; You are not the right user.\n"
-    assert isinstance(OAR.parse_cancel(Output(1, b"Deleting the job = 99 ...ERROR.\n", other)), Rejected)
-    assert isinstance(OAR.parse_cancel(Output(0)), Unclear)
+    assert isinstance(OAR.parse_cancel(answer(1, b"Deleting the job = 99 ...ERROR.\n", other)), Rejected)
+    assert isinstance(OAR.parse_cancel(answer(0)), Unclear)
 
 
 def test_a_node_is_entered_as_one_word_of_the_shell() -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from liborch.batch_systems._pbs_jobs import EXITS, STATES, TORQUE_EXITS
+from liborch.batch_systems._reading import heard
 from liborch.batch_systems.base import Accepted, Output, Rejected, Request, Sight, Unclear
 from liborch.batch_systems.pbs import Pbs
 from liborch.errors import SpecError
-from tests.batch_systems.captures import captured
+from tests.batch_systems.captures import answer, captured, changed, line_of
 
 PBS = Pbs()
 
@@ -21,7 +22,7 @@ PBS = Pbs()
 def words(**fields: object) -> str:
     """The submission of a request, without what comes before `qsub`."""
     command = PBS.submit(Request("abc123", **fields))  # type: ignore[arg-type]
-    return " ".join(command.argv).partition(" qsub ")[2]
+    return line_of(command, "qsub").replace("'", "")
 
 
 def sights(name: str) -> dict[str, Sight]:
@@ -33,18 +34,16 @@ def sights(name: str) -> dict[str, Sight]:
 
 def over(name: str, old: str, new: str) -> Sight:
     """What is read from a captured answer of one job that is over, with something else in it."""
-    told = captured("pbs", name).stdout.decode()
-    assert old in told
-    found = PBS.parse_query(Output(0, told.replace(old, new).encode()))
+    found = PBS.parse_query(changed(captured("pbs", name), old, new))
     assert isinstance(found, dict), found
     return next(sight for sight in found.values() if sight.state == "ended")
 
 
 def test_nodes_without_more_are_asked_for_in_the_words_of_both() -> None:
     assert words(nodes=2, walltime_s=5400) == (
-        "-N orch-abc123 -S /bin/sh -l nodes=2 -l walltime=01:30:00 -j oe -o /dev/null -r n"
+        "-N orch-abc123 -S /bin/sh -l nodes=2 -l walltime=01:30:00 -j oe -o /dev/null -r n <<orch-abc123-end"
     )
-    assert PBS.submit(Request("abc123")).stdin == b"#!/bin/sh\nexec sleep infinity\n"
+    assert b"#!/bin/sh\nexec sleep infinity\norch-abc123-end\n" in PBS.submit(Request("abc123")).stdin
 
 
 @pytest.mark.parametrize(
@@ -86,10 +85,10 @@ def test_options_that_are_ours_are_named(options: tuple[str, ...], said: str) ->
 
 @pytest.mark.parametrize("id", ["1008.qot-calc0", "12860476.meta-pbs.metacentrum.cz", "77"])
 def test_an_id_and_nothing_else_is_an_acceptance(id: str) -> None:
-    assert PBS.parse_submit(Output(0, f"{id}\n".encode())) == Accepted(id)
+    assert PBS.parse_submit(answer(0, f"{id}\n".encode())) == Accepted(id)
     for told in (id, f"{id}\n\n", f" {id}\n", f"hello\n{id}\n", f"{id}\n{id}\n"):
-        assert isinstance(PBS.parse_submit(Output(0, told.encode())), Unclear), told
-    assert isinstance(PBS.parse_submit(Output(0, f"{id}\n".encode(), b"qsub: error: x")), Unclear)
+        assert isinstance(PBS.parse_submit(answer(0, told.encode())), Unclear), told
+    assert isinstance(PBS.parse_submit(answer(0, f"{id}\n".encode(), b"qsub: error: x")), Unclear)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_an_id_and_nothing_else_is_an_acceptance(id: str) -> None:
     ],
 )  # fmt: skip
 def test_a_refusal_is_told_in_its_own_words(said: bytes, retriable: bool) -> None:
-    rejected = PBS.parse_submit(Output(38, b"", said))
+    rejected = PBS.parse_submit(answer(38, b"", said))
     assert isinstance(rejected, Rejected), rejected
     assert rejected.is_retriable is retriable
     assert rejected.why == "; ".join(" ".join(line.split()) for line in said.decode().splitlines())
@@ -120,7 +119,7 @@ def test_a_refusal_is_told_in_its_own_words(said: bytes, retriable: bool) -> Non
     "said", [b"qsub: End of File\n", b"Premature end of message\n", b"qsub: Communication failure.\n"]
 )
 def test_a_broken_request_is_not_a_refusal(said: bytes) -> None:
-    assert isinstance(PBS.parse_submit(Output(1, b"", said)), Unclear)
+    assert isinstance(PBS.parse_submit(answer(1, b"", said)), Unclear)
 
 
 def test_cores_of_one_node_that_are_told_one_by_one_are_one_node() -> None:
@@ -160,10 +159,8 @@ def test_wrapped_lines_of_torque_are_one_again() -> None:
 
 
 def test_a_value_with_a_line_end_changes_no_other_attribute() -> None:
-    told = captured("pbs", "query_torque").stdout.replace(
-        b"PBS_O_LANG=UTF-8", b"X=1\n    job_state = C\n    Job_Name = evil"
-    )
-    found = PBS.parse_query(Output(0, told))
+    forged = "X=1\n    job_state = C\n    Job_Name = evil"
+    found = PBS.parse_query(changed(captured("pbs", "query_torque"), "PBS_O_LANG=UTF-8", forged))
     assert isinstance(found, dict)
     assert found["114621.mike.bw.nitech.ac.jp"].state == "active"
 
@@ -185,10 +182,9 @@ def test_what_is_over_says_how() -> None:
 
 @pytest.mark.parametrize("letter", sorted(STATES))
 def test_every_letter_of_the_manual_is_known(letter: str) -> None:
-    told = captured("pbs", "query_20").stdout.replace(
-        b'"job_state": "R"', f'"job_state": "{letter}"'.encode()
+    found = PBS.parse_query(
+        changed(captured("pbs", "query_20"), '"job_state": "R"', f'"job_state": "{letter}"')
     )
-    found = PBS.parse_query(Output(0, told))
     assert isinstance(found, dict)
     assert found["1008.qot-calc0"].state == STATES[letter]
     assert bool(found["1008.qot-calc0"].nodes) == (STATES[letter] in ("active", "ending"))
@@ -196,16 +192,16 @@ def test_every_letter_of_the_manual_is_known(letter: str) -> None:
 
 def test_jobs_that_the_server_forgot_are_just_not_told_of() -> None:
     said = b"qstat: Unknown Job Id 9.server\nqstat: 8.server Job has finished, use -x or -H to obtain historical job information\n"
-    assert PBS.parse_query(Output(153, b"1795286893\nend\n", b"qstat: Unknown Job Id 9.server\n")) == {}
-    assert PBS.parse_query(Output(153, b"1795286893\nend\n", b"qstat: Unknown Job Id Error 9.server\n")) == {}
-    assert isinstance(PBS.parse_query(Output(153, b"1795286893\nend\n", said + b"other\n")), Unclear)
-    assert PBS.parse_query(Output(0, b"1795286893\nend\n")) == {}
+    assert PBS.parse_query(answer(153, b"", b"qstat: Unknown Job Id 9.server\n")) == {}
+    assert PBS.parse_query(answer(153, b"", b"qstat: Unknown Job Id Error 9.server\n")) == {}
+    assert isinstance(PBS.parse_query(answer(153, b"", said + b"other\n")), Unclear)
+    assert PBS.parse_query(answer(0, b"")) == {}
 
 
 def test_a_server_that_cannot_be_reached_has_forgotten_nothing() -> None:
     said = b"qstat: cannot connect to server pbs1 (errno=15010)\n"
-    assert isinstance(PBS.parse_query(Output(1, b"1795286893\nend\n", said)), Unclear)
-    assert isinstance(PBS.parse_query(Output(1, b"1795286893\nend\n")), Unclear)
+    assert isinstance(PBS.parse_query(answer(1, b"", said)), Unclear)
+    assert isinstance(PBS.parse_query(answer(1, b"")), Unclear)
 
 
 @pytest.mark.parametrize("name", ["query_19", "query_torque"])
@@ -222,10 +218,10 @@ def test_ending_what_is_over_is_fine() -> None:
         b"qdel: Job has finished 9.server\n",
         b"qdel: Request invalid for state of job MSG=invalid state for job - COMPLETE 9.server\n",
     ):
-        assert PBS.parse_cancel(Output(0 if not said else 170, b"", said)) is None, said
-    assert isinstance(PBS.parse_cancel(Output(159, b"", b"qdel: Unauthorized Request  9.server\n")), Rejected)
-    assert isinstance(PBS.parse_cancel(Output(1, b"", b"qdel: cannot connect to server pbs1\n")), Unclear)
-    assert isinstance(PBS.parse_cancel(Output(1)), Unclear)
+        assert PBS.parse_cancel(answer(0 if not said else 170, b"", said)) is None, said
+    assert isinstance(PBS.parse_cancel(answer(159, b"", b"qdel: Unauthorized Request  9.server\n")), Rejected)
+    assert isinstance(PBS.parse_cancel(answer(1, b"", b"qdel: cannot connect to server pbs1\n")), Unclear)
+    assert isinstance(PBS.parse_cancel(answer(1)), Unclear)
 
 
 def test_the_tighter_limit_holds_and_says_where_it_comes_from() -> None:
@@ -236,10 +232,10 @@ def test_the_tighter_limit_holds_and_says_where_it_comes_from() -> None:
         "most_active": "queue workq: max_run",
         "most_walltime_s": "queue workq: resources_max.walltime",
     }
-    asked = captured("pbs", "limits").stdout.replace(b"Asked: ", b"Asked: short")
-    assert PBS.parse_limits(Output(0, asked)).most_walltime_s == 7200.0
-    assert PBS.limits(["-q", "short@server"]).argv[-1] == "short"
-    assert PBS.limits(["-q", "$(id)"]).argv[-1] == ""
+    asked = changed(captured("pbs", "limits"), "Asked: ", "Asked: short")
+    assert PBS.parse_limits(asked).most_walltime_s == 7200.0
+    assert b"'Asked: short'" in PBS.limits(["-q", "short@server"]).stdin
+    assert b"'Asked: '" in PBS.limits(["-q", "$(id)"]).stdin
 
 
 @pytest.mark.parametrize("shell", [name for name in ("dash", "bash", "busybox") if shutil.which(name)])
@@ -261,12 +257,17 @@ esac""",
         ("pbs_version = 20.0.1", "-f -F json 12.server 14"),
         ("Version: 4.2.6.1", "-f 12.server 14"),
     ):
-        command = PBS.query(["12.server"])
-        script = command.argv[command.argv.index("-c") + 1]
-        argv = ([shell, "sh"] if shell == "busybox" else [shell]) + ["-c", script, "qstat", "12.server"]
-        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VERSION": version}
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[1:] == [f"called: {called}", "end"]
+        argv = [shell, "sh"] if shell == "busybox" else [shell]
+        done = subprocess.run(
+            argv,
+            input=PBS.query(["12.server"]).stdin,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "VERSION": version},
+            capture_output=True,
+            check=True,
+        )
+        told = heard(Output(done.returncode, done.stdout, done.stderr))
+        assert told is not None
+        assert told[1] == Output(0, f"called: {called}\n".encode())
 
 
 def test_nodes_cannot_be_entered() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from liborch.batch_systems.base import Accepted, Output, Rejected, Request, Sight, Unclear
+from liborch.batch_systems.base import Accepted, Rejected, Request, Sight, Unclear
 from liborch.batch_systems.sge import FAILED, STATES, Sge
 from liborch.errors import SpecError
-from tests.batch_systems.captures import captured
+from tests.batch_systems.captures import answer, captured, changed, line_of
 
 SGE = Sge()
 
@@ -15,28 +15,29 @@ SGE = Sge()
 def words(**fields: object) -> str:
     """The submission of a request, without what comes before `qsub`."""
     command = SGE.submit(Request("abc123", **fields))  # type: ignore[arg-type]
-    return " ".join(command.argv).partition(" qsub ")[2]
+    return line_of(command, "qsub").replace("'", "")
 
 
 def state_of(word: str) -> Sight:
     """What is said of a job with a state of qstat's."""
-    told = captured("sge", "query").stdout.replace(b"<state>Eqw<", f"<state>{word}<".encode())
-    sights = SGE.parse_query(Output(0, told))
+    sights = SGE.parse_query(changed(captured("sge", "query"), "<state>Eqw<", f"<state>{word}<"))
     assert isinstance(sights, dict), sights
     return sights["5"]
 
 
 def test_one_node_needs_no_parallel_environment() -> None:
     command = SGE.submit(Request("abc123", walltime_s=90.5))
-    assert command.argv[:4] == ("env", "LC_ALL=C", "LANG=C", "TZ=UTC")
-    assert words(walltime_s=90.5) == ("-terse -N orch-abc123 -S /bin/sh -j y -o /dev/null -l h_rt=91 -r n")
-    assert command.stdin == b"#!/bin/sh\nexec sleep infinity\n"
+    assert command.argv == ("sh",)
+    assert words(walltime_s=90.5) == (
+        "-terse -N orch-abc123 -S /bin/sh -j y -o /dev/null -l h_rt=91 -r n <<orch-abc123-end"
+    )
+    assert b"#!/bin/sh\nexec sleep infinity\norch-abc123-end\n" in command.stdin
 
 
 def test_several_nodes_multiply_the_slots_of_the_environment() -> None:
     told = words(nodes=3, options=("-pe", "mpi", "16", "-q", "long.q"), log_folder="/home/me/logs")
     assert told == (
-        "-terse -N orch-abc123 -S /bin/sh -j y -o /home/me/logs/orch-abc123.log -pe mpi 48 -r n -q long.q"
+        "-terse -N orch-abc123 -S /bin/sh -j y -o /home/me/logs/orch-abc123.log -pe mpi 48 -r n -q long.q <<orch-abc123-end"
     )
 
 
@@ -70,10 +71,10 @@ def test_whether_to_start_again_is_the_persons_to_say() -> None:
 
 
 def test_an_id_and_nothing_else_is_an_acceptance() -> None:
-    assert SGE.parse_submit(Output(0, b"25\n")) == Accepted("25")
+    assert SGE.parse_submit(answer(0, b"25\n")) == Accepted("25")
     # Perhaps the beginning of a longer one, then qsub's other answers.
     for told in (b"25", b"25\n\n", b" 25\n", b'Your job 25 ("x") has been submitted\n', b"25.1-3:1\n"):
-        assert isinstance(SGE.parse_submit(Output(0, told)), Unclear), told
+        assert isinstance(SGE.parse_submit(answer(0, told)), Unclear), told
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_an_id_and_nothing_else_is_an_acceptance() -> None:
     ],
 )  # fmt: skip
 def test_a_refusal_is_told_in_its_own_words(said: bytes, retriable: bool) -> None:
-    rejected = SGE.parse_submit(Output(1, b"", said))
+    rejected = SGE.parse_submit(answer(1, b"", said))
     assert isinstance(rejected, Rejected)
     assert rejected.is_retriable is retriable
     assert "Unable to run job" in rejected.why
@@ -103,7 +104,7 @@ def test_a_refusal_is_told_in_its_own_words(said: bytes, retriable: bool) -> Non
 def test_a_broken_request_is_not_a_refusal() -> None:
     # It may have arrived.
     said = b"Unable to run job: failed receiving gdi request response for mid=1 (got syncron message receive timeout error).\n"
-    assert isinstance(SGE.parse_submit(Output(1, b"", said)), Unclear)
+    assert isinstance(SGE.parse_submit(answer(1, b"", said)), Unclear)
 
 
 def test_everything_of_ours_is_read_from_one_answer() -> None:
@@ -140,7 +141,7 @@ def test_slots_of_a_node_are_counted_without_the_masters_own_row() -> None:
     slave = row.replace("MASTER", "SLAVE")
     four = (row + slave * 4).replace('granted_pe name="per_node">2', 'granted_pe name="smp">4')
     for rows in (four, four.replace(slave, "", 1)):
-        sights = SGE.parse_query(Output(0, f"1795286893\n<job_info>\n{rows}</job_info>\nend\n".encode()))
+        sights = SGE.parse_query(answer(0, f"<job_info>\n{rows}</job_info>\n".encode()))
         assert isinstance(sights, dict)
         assert (sights["1"].nodes, sights["1"].cpus) == (("h1",), 4)
 
@@ -162,15 +163,13 @@ def test_every_state_of_the_manual_is_known(word: str, state: str) -> None:
 
 
 def test_an_unknown_state_makes_no_answer() -> None:
-    told = captured("sge", "query").stdout.replace(b"<state>Eqw<", b"<state>X<")
-    assert isinstance(SGE.parse_query(Output(0, told)), Unclear)
+    assert isinstance(SGE.parse_query(changed(captured("sge", "query"), "<state>Eqw<", "<state>X<")), Unclear)
 
 
 def test_each_code_of_a_failure_has_a_meaning_that_is_an_end() -> None:
-    told = captured("sge", "query_ended").stdout
     for code, end in (*FAILED.items(), (27, "failed")):
         sights = SGE.parse_query(
-            Output(0, told.replace(b"failed       37 ", f"failed       {code} ".encode()))
+            changed(captured("sge", "query_ended"), "failed       37 ", f"failed       {code} ")
         )
         assert isinstance(sights, dict)
         assert sights["4"].end == end
@@ -184,22 +183,22 @@ def test_ending_what_is_over_is_fine(name: str) -> None:
 
 def test_ending_what_belongs_to_another_is_refused() -> None:
     said = b'sue - you do not have the necessary privileges to delete the job "15"\n'
-    assert isinstance(SGE.parse_cancel(Output(1, said)), Rejected)
+    assert isinstance(SGE.parse_cancel(answer(1, said)), Rejected)
 
 
 def test_an_unreachable_master_has_ended_nothing() -> None:
     said = b'unable to send message to qmaster using port 6444 on host "h1": got send error\n'
-    assert isinstance(SGE.parse_cancel(Output(1, said)), Unclear)
+    assert isinstance(SGE.parse_cancel(answer(1, said)), Unclear)
 
 
 def test_limits_are_read_and_none_is_none() -> None:
     limits = SGE.parse_limits(captured("sge", "limits"))
     assert (limits.most_submitted, limits.most_active, limits.most_walltime_s) == (None, None, 86400.0)
     assert limits.sources == {"most_walltime_s": "h_rt of queue all.q"}
-    told = captured("sge", "limits").stdout.replace(b"max_u_jobs                   0", b"max_u_jobs 7")
-    assert SGE.parse_limits(Output(0, told)).most_submitted == 7
-    assert SGE.limits(["-q", "long.q@@fast"]).argv[-1] == "long.q"
-    assert SGE.limits(["-q", "$(id)"]).argv[-1] == ""
+    told = changed(captured("sge", "limits"), "max_u_jobs                   0", "max_u_jobs 7")
+    assert SGE.parse_limits(told).most_submitted == 7
+    assert b"\nqconf -sq long.q\n" in SGE.limits(["-q", "long.q@@fast"]).stdin
+    assert b"qconf -sq" not in SGE.limits(["-q", "$(id)"]).stdin
 
 
 def test_nodes_cannot_be_entered() -> None:
