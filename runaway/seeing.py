@@ -183,3 +183,29 @@ def narrate(messages: Messages, what: str, fields: dict[str, Any], *, sends: boo
         messages.error(str(fields["why"]))
     elif what == "retry":
         messages.stage(f"attempt {fields['attempt']} ended ({fields['reason']}); another one follows")
+    else:
+        narrate_cluster(messages, what, fields)
+
+
+def narrate_cluster(messages: Messages, what: str, fields: dict[str, Any]) -> None:
+    """Say what a batch system does with what was asked of it."""
+    if what == "refused":
+        if fields["again"]:
+            messages.stage(f"{fields['host']}: no allocation now: {fields['why']}; asking again later")
+    elif what == "frontend":
+        messages.stage(str(fields["why"]))
+    elif what == "allocation":
+        nodes = f"{fields['nodes']} node{'s' if fields['nodes'] != 1 else ''}"
+        name = f"{fields['host']}: allocation {fields['id']} of {nodes}"
+        why = f" ({fields['why']})" if fields["why"] else ""
+        if fields["state"] == "active":
+            messages.stage(f"{name} has begun")
+        elif fields["state"] == "held":
+            messages.stage(f"{name} is held{why}: it will not begin by itself")
+        elif fields["state"] == "queued":
+            # How its reasons change is for who asks.
+            (messages.detail if fields["why"] else messages.stage)(f"{name} is queued{why}")
+        elif fields["released"]:
+            messages.detail(f"{name} was given back")
+        else:
+            messages.stage(f"{name} is over: {fields['end']}{why}")

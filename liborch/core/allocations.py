@@ -251,7 +251,7 @@ class Allocations(Reach):
         for item in list(node.items.values()):
             if item.state == "COLLECTING" or item.evicting or item.cancelling:
                 continue
-            if over_by < math.inf and self._ends_by(item) <= over_by:
+            if -math.inf < over_by < math.inf and not self._outlasts(item, over_by):
                 continue
             if self._is_unsaid(item) and item.gang is None and not item.lease:
                 if item.state == "STAGING":
@@ -262,13 +262,17 @@ class Allocations(Reach):
             if node.link == "OPEN" and item.state in AT_NODE:
                 self._out.append(act.Cancel(item.x, item.attempt, node.name))
 
-    def _ends_by(self, item: Item) -> float:
-        """When it is expected to be over."""
-        if item.started_at is None or self._takes_s is None:
-            return math.inf
+    def _outlasts(self, item: Item, over_by: float) -> bool:
+        """Whether something that runs is expected to run for longer. What has not started is not there to be asked to end."""
+        if item.started_at is None:
+            return False
+        if item.walltime_s is not None and item.started_at + item.walltime_s <= over_by:
+            return False
+        if self._takes_s is None:
+            return True
         end = item.started_at + _SPARE * self._takes_s
-        # It takes longer than others already: nobody knows how long.
-        return end if end > self._now else math.inf
+        # Where it takes longer than others already, nobody knows how long.
+        return end > over_by or end < self._now
 
     def _look_at_left(self) -> None:
         """Give up nodes that hold nothing more, or have been out of reach for long enough."""

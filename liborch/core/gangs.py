@@ -47,7 +47,7 @@ class Gangs(Placement):
     def _count_cut_off(item: Item, reason: str) -> None:
         """An allocation's end costs none of the attempts that a person allowed."""
         if reason == "allocation":
-            item.cut_offs += 1
+            item.cut_offs += item.started_at is not None
             item.retries += 1
         else:
             item.cut_offs = 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from liborch.batch_systems.names import named
+from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
 from liborch.core.things import lead_of
@@ -364,12 +365,19 @@ class Driver(Rounds):
         for payload in groups:
             recorded = decode(payload)
             last = max(last, recorded.now)
-            for event in recorded.events:
-                self._strays.note(self.core.handle(event, recorded.now))
+            # Before what the events do: they may be the last ones of a node.
             for node, n in recorded.acks.items():
-                if node in self.targets or (node in self.core.nodes and self.core.nodes[node].is_granted):
+                if node in self.targets or node in self.core.nodes:
                     target = self._target(node)
                     target.acked = target.received = n
+            for event in recorded.events:
+                if isinstance(event, ev.LinkOpened) and event.node in self.core.nodes:
+                    self._target(event.node).state_id = event.state_id
+                actions = self.core.handle(event, recorded.now)
+                self._strays.note(actions)
+                for action in actions:
+                    if isinstance(action, act.Forget):
+                        self._forget_node(action.node)
         for name in [node.name for node in self.core.nodes.values() if node.is_granted]:
             self._target(name)
         for target in self.targets.values():

@@ -116,6 +116,8 @@ class Ground:
         )
         #: Those in a folder they share that need nothing of it any more, and are not on record as over yet.
         self._done_there: set[str] = set()
+        #: {state folder: the last event of it that is on record} of machines that were left.
+        self._left_off: dict[str, int] = {}
         self._conversations = Conversations(self._spawn)
         self._strays = Strays()
         self._wake = asyncio.Event()

@@ -60,7 +60,7 @@ class Links(Ground):
         target.link = link
         if state_id != target.state_id:
             # Another state folder counts its events from one again.
-            target.acked = target.received = target.told = 0
+            target.acked = target.received = target.told = self._left_off.get(state_id, 0)
             target.state_id = state_id
         if link.hello.get("limits") and not target.told_limits:
             target.told_limits = True

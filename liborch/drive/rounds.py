@@ -405,7 +405,11 @@ class Rounds(Errands):
     def _forget_node(self, node: str) -> None:
         """It is gone for good."""
         target = self.targets.pop(node, None)
-        if target is not None and target.link is not None:
+        if target is None:
+            return
+        # The same agent may serve us again, in another allocation.
+        self._left_off[target.state_id] = target.received
+        if target.link is not None:
             link, target.link = target.link, None
             link.tell("ack", n=target.received)
             self._spawn(link.close())

@@ -37,6 +37,7 @@ from runaway.batches.post import PostCommands
 from runaway.batches.progress import Progress
 from runaway.messages import Messages
 from runaway.records import SCHEMA_VERSION
+from runaway.seeing import narrate_cluster
 
 #: Ending what runs may take so long, in seconds, before we leave.
 ENDING_S = 30.0
@@ -334,6 +335,8 @@ class Batch:
             self._messages.error(f"{x[:8]}: {fields['why']}" if x else str(fields["why"]))
         elif what == "recovered":
             self._messages.stage("there is room again; going on")
+        else:
+            narrate_cluster(self._messages, what, fields)
 
     # ------------------------------------------------------------------ signals
 

@@ -357,3 +357,19 @@ def test_one_that_is_put_back_while_it_is_being_left() -> None:
     story.tell(ev.AllocationActive("a1", "71", ("n1",), 60.0), after=1.0)
     story.opened("n1/71.2", 2)
     assert story.where("x1") == "n1/71.2"
+
+
+def test_what_has_not_started_when_others_are_cut_off_goes_on_or_comes_back_and_is_not_counted() -> None:
+    story = cluster(cpus=1)
+    submit(story, 3)
+    active(story, nodes=1, cpus=1)
+    story.tell(ev.Started("x1", 1))
+    assert story.ahead("n1/71") != []
+    until(story, "DRAINING")
+    asked_back = {each.x for each in story.caused if isinstance(each, act.Recall)}
+    cut_off = {each.x for each in story.caused if isinstance(each, act.Cancel)}
+    assert cut_off == {"x1"}
+    assert asked_back == {"x2"} | ({"x3"} if story.state("x3") == "PLACED" else set())
+    for x in asked_back:
+        story.tell(ev.Recalled(x, 1))
+        assert (story.state(x), story.machine.items[x].cut_offs) == ("WAITING", 0)
