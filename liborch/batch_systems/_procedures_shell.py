@@ -12,7 +12,7 @@ state      `started TIME 0`, `failed TIME CODE`, `over TIME 0` (cancelled); none
 cancelling a folder, while somebody cancels: one at a time
 =========  ============================================================================================================
 
-Each script is one text that is read whole before any of it runs. Functions only define; the last lines of each act.
+Each script is read whole before any of it runs, see `_reading.shell`. Functions only define; the last lines of each act.
 """
 
 from __future__ import annotations
@@ -168,7 +168,6 @@ def query(tokens: tuple[str, ...]) -> str:
         _HEAD
         + f"""
 asked=' {" ".join(tokens)} '
-printf 'orchestra allocations 1 %s\\n' "$(date +%s)"
 for here in "$base"/*; do
     [ -d "$here" ] || continue
     token=${{here##*/}}
@@ -181,7 +180,6 @@ for here in "$base"/*; do
     [ $note -eq 0 ] || cat "$here/note"
     printf '\\n%s\\n' "$log"
 done
-echo end
 """
     )
 
@@ -212,7 +210,6 @@ for token in {" ".join(tokens)}; do
         *) echo "$token $(cat "$here/cancel_code" 2>/dev/null || echo -)"; tail -c 400 "$here/log" >&2 ;;
     esac
 done
-echo end
 """
     )
 

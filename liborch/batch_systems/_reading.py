@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from liborch.batch_systems.base import Command, Output, Rejected, Unclear, is_id
+from liborch.batch_systems.base import TIMEOUT_S, Command, Output, Rejected, Unclear, is_id
 from liborch.errors import SpecError
 
 #: Characters of a program's words that reach a message.
@@ -19,7 +19,7 @@ SHOWN: Final = 240
 #: command is given up: one that arrives after its token was looked up and not found would be nobody's.
 PATIENCE_S: Final = 25
 
-_HEARD = re.compile(r"(?:\A|\n)orch-begin\|(\d{9,11})\n(.*)orch-end\|(\d{1,3})\n\Z", re.DOTALL)
+_HEARD = re.compile(rb"(?:\A|\n)orch-begin\|(\d{9,11})\n(.*)orch-end\|(\d{1,3})\n\Z", re.DOTALL)
 _NODE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\Z")
 _DURATION = re.compile(r"(?:(\d{1,6})[:-])?(?:(\d{1,9}):)?(\d{1,9})(?::(\d{1,2}))?\Z")
 
@@ -32,7 +32,7 @@ def refusals(*pairs: tuple[str, bool]) -> Refusals:
     return [(re.compile(text, re.IGNORECASE), retriable) for text, retriable in pairs]
 
 
-def shell(*lines: str) -> Command:
+def shell(*lines: str, timeout_s: float = TIMEOUT_S) -> Command:
     """Return a command that runs lines of sh, with messages in English and times in UTC. See `heard` for the answer.
 
     The script is one group in braces: cut off on its way it is no script, and nothing runs. Any login shell will do.
@@ -48,7 +48,7 @@ def shell(*lines: str) -> Command:
         "} </dev/null",
         "",
     )
-    return Command(("sh",), "\n".join(script).encode("utf-8", "surrogateescape"))
+    return Command(("sh",), "\n".join(script).encode("utf-8", "surrogateescape"), timeout_s)
 
 
 def submission(words: Sequence[str], token: str, holder: Sequence[str] = ()) -> Command:
@@ -67,12 +67,10 @@ def heard(output: Output) -> tuple[int, Output] | None:
     """
     if output.code is None or output.is_cut:
         return None
-    match = _HEARD.search(text_of(output.stdout))
+    match = _HEARD.search(output.stdout)
     if match is None:
         return None
-    return int(match[1]), Output(
-        int(match[3]), match[2].encode(), output.stderr.rpartition(b"orch-begin\n")[2]
-    )
+    return int(match[1]), Output(int(match[3]), match[2], output.stderr.rpartition(b"orch-begin\n")[2])
 
 
 def text_of(raw: bytes) -> str:

@@ -18,8 +18,7 @@ It goes on when the client is killed, and the next client finds it. Beyond the P
 need: `outcome` (the variables and the folder that travel on), `handles` (get_node_handles, to be run on each node) and
 `proxycommand`.
 
-Every command is `sh` with a script on its standard input, read whole before any of it runs. Scripts of procedures and
-their notes are `liborch.profiles.procedures`' own, what happens on the frontend is in `_procedures_shell`.
+Scripts of procedures and their notes are `liborch.profiles.procedures`' own, what happens on the frontend is in `_procedures_shell`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from liborch.batch_systems import _procedures_shell as host
-from liborch.batch_systems._reading import excerpt, is_whole, text_of, unclear
+from liborch.batch_systems import _reading as reading
+from liborch.batch_systems._reading import excerpt, heard, text_of, unclear
 from liborch.batch_systems.base import (
     TIMEOUT_S,
     Accepted,
@@ -49,9 +49,10 @@ from liborch.profiles import procedures as shell
 from liborch.profiles.procedures import Outcome, quote
 from liborch.specs import Procedures as Commands
 
-#: Seconds that get_node_handles may take on a node, and cancel_allocation on the frontend, before they are given up.
+#: Seconds that get_node_handles may take on a node before it is given up.
 HANDLES_TIMEOUT_S: Final = 120.0
-CANCEL_TIMEOUT_S: Final = 300.0
+#: Seconds for which the end of cancel_allocation is awaited. It has no limit itself: it goes on on the frontend.
+CANCEL_WAIT_S: Final = 20
 #: Where an allocation is, by the word of its folder.
 STATES: Final[dict[str, State]] = {
     "starting": "queued",
@@ -63,7 +64,6 @@ STATES: Final[dict[str, State]] = {
 }
 
 _ID = re.compile(r"0_([a-z0-9]{6,32})\Z")
-_READ: Final = ("sh", "-c", 'script=$(cat; echo .) && eval "${script%.}"')
 _LINE = re.compile(rb"([a-z0-9]{6,32}) ([a-z]+) (\d{1,12}) (\d{1,3}) (\d{1,8})\n")
 #: One command more than the person's: what start_allocation has to set.
 _NODES_SET: Final = "case ${RUNAWAY_NODES-} in *[![:space:]]*) ;; *) false ;; esac"
@@ -114,10 +114,14 @@ class Procedures:
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read the id. That start_allocation fails is told by `parse_query`."""
+        told = heard(output)
+        if told is None:
+            return unclear("the start of start_allocation", output)
+        _, output = told
         match = re.fullmatch(r"(0_[a-z0-9]{6,32})\n", text_of(output.stdout))
-        if is_whole(output) and output.code == 0 and match:
+        if output.code == 0 and match:
             return Accepted(match[1])
-        if is_whole(output) and output.code == host.NO_ROOM:
+        if output.code == host.NO_ROOM:
             return Rejected(f"the frontend has no room for it: {excerpt(output.stderr)}", is_retriable=True)
         return unclear("the start of start_allocation", output)
 
@@ -127,11 +131,12 @@ class Procedures:
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
         """Read the folders: a line, the note by its length, a line of the log, for each."""
+        answer = heard(output)
+        if answer is None or answer[1].code != 0:
+            return unclear("the frontend", answer[1] if answer else output)
+        now, output = answer
         told = output.stdout
-        begun = re.match(rb"orchestra allocations 1 (\d{9,11})\n", told)
-        if not is_whole(output) or output.code != 0 or begun is None:
-            return unclear("the frontend", output)
-        at = begun.end()
+        at = 0
         sights = {}
         while line := _LINE.match(told, at):
             note = told[line.end() : line.end() + int(line[5])]
@@ -139,23 +144,27 @@ class Procedures:
             end_of_log = told.find(b"\n", rest + 1)
             if told[rest : rest + 1] != b"\n" or end_of_log < 0:
                 break
-            sight = self._sight(line, note, told[rest + 1 : end_of_log], int(begun[1]))
+            sight = self._sight(line, note, told[rest + 1 : end_of_log], now)
             if sight is None:
                 break
             sights[sight.id] = sight
             at = end_of_log + 1
-        return sights if told[at:] == b"end\n" else unclear("the frontend", output)
+        return sights if at == len(told) else unclear("the frontend", output)
 
     def cancel(self, ids: Sequence[str]) -> Command:
-        """Render the end of allocations. It goes on on the frontend when the connection breaks."""
-        return _script(host.cancel(_tokens(ids), int(CANCEL_TIMEOUT_S - TIMEOUT_S)), CANCEL_TIMEOUT_S)
+        """Render the end of allocations. It goes on on the frontend when it takes longer, or the connection breaks."""
+        return _script(host.cancel(_tokens(ids), CANCEL_WAIT_S))
 
     def parse_cancel(self, output: Output) -> Rejected | Unclear | None:
         """Read what became of each. A cancel_allocation that failed may be tried again."""
-        told = re.fullmatch(r"((?:[a-z0-9]{6,32} (?:\d{1,3}|-)\n)*)end\n", text_of(output.stdout))
-        if not is_whole(output) or output.code != 0 or told is None:
+        answer = heard(output)
+        if answer is None:
             return unclear("cancel_allocation", output)
-        codes = dict(line.split(" ") for line in told[1].splitlines())
+        _, output = answer
+        told = re.fullmatch(r"(?:[a-z0-9]{6,32} (?:\d{1,3}|-)\n)+", text_of(output.stdout))
+        if output.code != 0 or told is None:
+            return unclear("cancel_allocation", output)
+        codes = dict(line.split(" ") for line in told[0].splitlines())
         if wrong := {token: code for token, code in codes.items() if code not in ("0", "-")}:
             token, code = next(iter(wrong.items()))
             return Rejected(
@@ -183,10 +192,11 @@ class Procedures:
 
     def parse_outcome(self, output: Output) -> Outcome | Unclear:
         """Read them."""
-        if not is_whole(output) or output.code != 0:
-            return unclear("the frontend", output)
+        answer = heard(output)
+        if answer is None or answer[1].code != 0:
+            return unclear("the frontend", answer[1] if answer else output)
         try:
-            return shell.parse_outcome(output.stdout)
+            return shell.parse_outcome(answer[1].stdout)
         except ProcedureError as error:
             return Unclear(str(error))
 
@@ -203,8 +213,10 @@ class Procedures:
             ProcedureError: It failed, or did not set RUNAWAY_HANDLES.
         """
         name = "get_node_handles"
-        if output.code is None:
+        answer = heard(output)
+        if answer is None:
             return unclear(name, output)
+        _, output = answer
         outcome = None
         try:
             outcome = shell.parse_outcome(output.stdout)
@@ -212,7 +224,7 @@ class Procedures:
             # Of a procedure that failed the code says enough.
             if output.code == 0:
                 return unclear(name, output)
-        if output.code != 0:
+        if output.code:
             raise shell.failure(name, self.commands.get_node_handles, output.code, outcome)
         assert outcome is not None
         return Handles(shell.words_of(outcome.variables, "RUNAWAY_HANDLES", name), outcome)
@@ -292,4 +304,4 @@ def _exports(variables: Mapping[str, str]) -> str:
 
 
 def _script(text: str, timeout_s: float = TIMEOUT_S) -> Command:
-    return Command(_READ, stdin=text.encode("utf-8", "surrogateescape"), timeout_s=timeout_s)
+    return reading.shell(text, timeout_s=timeout_s)

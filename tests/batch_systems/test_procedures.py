@@ -17,6 +17,7 @@ from liborch.batch_systems.procedures import Handles, Procedures
 from liborch.errors import ProcedureError, SpecError
 from liborch.profiles import procedures as shell
 from liborch.specs import Procedures as Commands
+from tests.batch_systems.captures import answer
 
 TOKEN = "abc123"
 ID = "0_abc123"
@@ -101,7 +102,8 @@ def test_a_token_starts_once_however_often_it_is_asked_for(frontend: Frontend) -
                          env={"HOME": str(frontend.home), "PATH": os.environ["PATH"]})
         for _ in range(4)
     ]  # fmt: skip
-    assert {each.communicate(command.stdin)[0] for each in running} == {b"0_abc123\n"}
+    for each in running:
+        assert frontend.system.parse_submit(Output(0, each.communicate(command.stdin)[0])) == Accepted(ID)
     frontend.wait(lambda sight: sight.state == "active")
     frontend.submit()
     assert frontend.written("starts") == "x\n"
@@ -301,22 +303,24 @@ def test_a_node_is_put_into_the_proxy_command() -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        b"",
         b"<html>",
-        b"orchestra allocations 1 1795286893\n",
-        b"orchestra allocations 1 1795286893\nabc123 started 1795286893 0 99\nshort\n\nend\n",
-        b"orchestra allocations 1 1795286893\nabc123 flying 1795286893 0 0\n\n\nend\n",
-        b"orchestra allocations 1 1795286893\nabc123 started 1795286893 0 3\nxyz\n\nend\n",
-        b"banner\norchestra allocations 1 1795286893\nend\n",
-        b"orchestra allocations 1 1795286893\nend\nmore\n",
+        b"abc123 started 1795286893 0 99\nshort\n\n",
+        b"abc123 flying 1795286893 0 0\n\n\n",
+        b"abc123 started 1795286893 0 3\nxyz\n\n",
+        b"banner\nabc123 starting 0 0 0\n\n\n",
+        b"abc123 starting 0 0 0\n\n\nmore\n",
+        b"abc123 starting 0 0 0\n\n",
     ],
 )
 def test_an_answer_that_is_not_ours_is_none(told: bytes) -> None:
     system = Procedures(Commands())
-    assert isinstance(system.parse_query(Output(0, told)), Unclear)
-    assert isinstance(system.parse_submit(Output(0, told)), Unclear)
-    assert isinstance(system.parse_cancel(Output(0, told)), Unclear)
-    assert isinstance(system.parse_query(Output(None, b"orchestra allocations 1 1795286893\nend\n")), Unclear)
+    for output in (answer(0, told), answer(1, told), Output(0, told)):
+        assert isinstance(system.parse_query(output), Unclear)
+        assert isinstance(system.parse_submit(output), Unclear)
+        assert isinstance(system.parse_cancel(output), Unclear)
+    assert isinstance(system.parse_query(Output(None, answer(0).stdout)), Unclear)
+    assert system.parse_query(answer(0, b"abc123 starting 0 0 0\n\n\n")) != {}
+    assert system.parse_query(answer(0)) == {}
 
 
 def _is_there(file: Path) -> bool:
