@@ -58,6 +58,11 @@ EXPECTED = (
     Expected("batch_million_ps", "1,000,000: ps answers", "value", "lower", 1, "s"),
     Expected("batch_million_stop", "1,000,000: Ctrl-C answers", "value", "lower", 1, "s"),
     Expected("batch_resume", "--resume of 100,000 with 1 missing", "value", "lower", 5, "s"),
+    Expected("slurm_batch", "2,000 x 1 s on Slurm, 3 nodes x 4 slots", "ratio", "higher", 0.9, "x ideal"),
+    Expected("slurm_array", "the same beside sbatch --array", "ratio", "higher", 1, "x theirs"),
+    Expected("slurm_srun", "the same beside an srun for each", "ratio", "higher", 1, "x theirs"),
+    Expected("slurm_rpcs", "slurmctld: RPCs per execution", "value", "lower", 0.05, ""),
+    Expected("slurm_fire", "500 under fire, on Slurm: all succeed", "ratio", "higher", 0, "x ideal"),
     Expected("swf_easy", "trace of 10,000 jobs, EASY, low load", "value", "higher", 50_000, "jobs/s"),
     Expected("core_memory", "waiting execution, of 1,000,000", "value", "lower", 1024, "B"),
 )
