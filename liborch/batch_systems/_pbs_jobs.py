@@ -98,7 +98,9 @@ def _sight(id: str, job: Mapping[str, str], now: int, exits: Mapping[int, End]) 
     state = STATES[letter]
     has_nodes = state in ("active", "ending")
     rooms = _rooms(job.get("exec_host", "")) if has_nodes else {}
-    chunks = _chunks(job.get("exec_vnode", "")) if has_nodes else []
+    # Of a node that nobody else gets all is ours, whatever was counted.
+    is_whole = "excl" in job.get("Resource_List.place", "")
+    chunks = _chunks(job.get("exec_vnode", "")) if has_nodes and not is_whole else []
     starts = int(job.get("run_count") or job.get("start_count") or 0)
     end, why = _end(job, exits) if state == "ended" else ("", job.get("comment") or letter)
     return Sight(
@@ -110,7 +112,7 @@ def _sight(id: str, job: Mapping[str, str], now: int, exits: Mapping[int, End]) 
         nodes=tuple(rooms),
         left_s=_left(job, now) if has_nodes else None,
         restarts=max(0, starts - 1 if has_nodes or state == "ended" else starts),
-        cpus=_least(chunks, "ncpus") or (min(rooms.values()) if rooms else None),
+        cpus=_least(chunks, "ncpus") or (min(rooms.values()) if rooms and not is_whole else None),
         memory_bytes=_least(chunks, "mem"),
         gpus=_least(chunks, "ngpus"),
         starts_in_s=_starts_in(job, now) if state == "queued" else None,

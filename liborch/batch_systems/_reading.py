@@ -51,13 +51,18 @@ def shell(*lines: str, timeout_s: float = TIMEOUT_S) -> Command:
     return Command(("sh",), "\n".join(script).encode("utf-8", "surrogateescape"), timeout_s)
 
 
-def submission(words: Sequence[str], token: str, holder: Sequence[str] = ()) -> Command:
-    """Return the submission of the holder, as a script on the standard input of `words`; without a holder just run them."""
-    line = f"timeout -k 2 {PATIENCE_S} {shlex.join(words)}"
+def submission(
+    words: Sequence[str], token: str, holder: Sequence[str] = (), *, first: Sequence[str] = ()
+) -> Command:
+    """Return the submission of the holder, as a script on the standard input of `words`; without a holder just run them.
+
+    `first` are lines of sh before it; the words they leave in `$@` come last.
+    """
+    line = f"timeout -k 2 {PATIENCE_S} {shlex.join(words)}" + (' "$@"' if first else "")
     if not holder:
-        return shell(line)
+        return shell(*first, line)
     end = f"orch-{token}-end"
-    return shell(f"{line} <<'{end}'", "#!/bin/sh", f"exec {shlex.join(holder)}", end)
+    return shell(*first, f"{line} <<'{end}'", "#!/bin/sh", f"exec {shlex.join(holder)}", end)
 
 
 def heard(output: Output) -> tuple[int, Output] | None:

@@ -102,16 +102,31 @@ class Pbs:
         """Render the submission; the script goes in through standard input.
 
         The person says what is taken of each node, `-l select=ncpus=4:ngpus=1` (PBS) or `-l nodes=ppn=4` (Torque); how many
-        nodes is ours.
+        nodes is ours. Where nothing is said PBS is asked for whole nodes, and Torque for a core of each: it knows no better.
 
         Raises:
             SpecError: An option is ours.
         """
         options, chunk = _without_nodes(request.options)
         keep_ours("qsub", options, _OURS, attached="NIJtzSoej")
-        words = ["qsub", "-N", request.name, "-S", "/bin/sh", "-l", _nodes(request.nodes, chunk)]
-        if chunk.startswith("select=") and not any("place=" in word for word in options):
-            words += ["-l", "place=scatter"]
+        if any(re.search(r"\bblock=", word) for word in options):
+            raise SpecError(
+                "-W block cannot be in the options of qsub: an allocation is held in the background"
+            )
+        words = ["qsub", "-N", request.name, "-S", "/bin/sh"]
+        is_placed = any("place=" in word for word in options)
+        first: tuple[str, ...] = ()
+        if chunk:
+            key, _, what = chunk.partition("=")
+            words += ["-l", f"{key}={request.nodes}:{what}"]
+            if key == "select" and not is_placed:
+                words += ["-l", "place=scatter"]
+        else:
+            place = "" if is_placed else " -l place=scatter:excl"
+            first = (
+                f"set -- -l nodes={request.nodes}",
+                f"! qsub --version 2>&1 | grep -q pbs_version || set -- -l select={request.nodes}{place}",
+            )
         if request.walltime_s is not None:
             words += ["-l", f"walltime={clock_of(request.walltime_s)}"]
         log = f"{request.log_folder.rstrip('/')}/{request.name}.log" if request.log_folder else "/dev/null"
@@ -119,7 +134,7 @@ class Pbs:
         if not any(word.startswith("-r") for word in options):
             # Whether to start again is decided here, not by the server.
             words += ["-r", "n"]
-        return submission([*words, *options], request.token, request.holder)
+        return submission([*words, *options], request.token, request.holder, first=first)
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read qsub's answer: an id on a line of its own, and nothing else."""
@@ -272,8 +287,3 @@ def _without_nodes(options: Sequence[str]) -> tuple[tuple[str, ...], str]:
         if rest:
             kept += ["-l", ",".join(rest)]
     return tuple(kept), chunk
-
-
-def _nodes(count: int, chunk: str) -> str:
-    key, _, what = chunk.partition("=")
-    return f"{key}={count}:{what}" if chunk else f"nodes={count}"

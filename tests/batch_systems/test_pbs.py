@@ -39,11 +39,39 @@ def over(name: str, old: str, new: str) -> Sight:
     return next(sight for sight in found.values() if sight.state == "ended")
 
 
-def test_nodes_without_more_are_asked_for_in_the_words_of_both() -> None:
-    assert words(nodes=2, walltime_s=5400) == (
-        "-N orch-abc123 -S /bin/sh -l nodes=2 -l walltime=01:30:00 -j oe -o /dev/null -r n <<orch-abc123-end"
+@pytest.mark.parametrize(
+    ("version", "options", "asked"),
+    [
+        ("pbs_version = 20.0.1", (), "-l select=2 -l place=scatter:excl"),
+        ("pbs_version = 20.0.1", ("-l", "place=pack"), "-l place=pack -l select=2"),
+        ("Version: 4.2.6.1", (), "-l nodes=2"),
+    ],
+)
+def test_nodes_without_more_are_asked_for_in_the_words_of_each(
+    tmp_path: Path, version: str, options: tuple[str, ...], asked: str
+) -> None:
+    (tmp_path / "qsub").write_text(
+        f"#!/bin/sh\n[ $1 = --version ] && echo '{version}' || {{ echo $*; cat; }}\n"
     )
-    assert b"#!/bin/sh\nexec sleep infinity\norch-abc123-end\n" in PBS.submit(Request("abc123")).stdin
+    (tmp_path / "qsub").chmod(0o755)
+    command = PBS.submit(Request("abc123", nodes=2, walltime_s=5400, options=options))
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh"], input=command.stdin, env=environment, capture_output=True, check=True)
+    told = heard(Output(done.returncode, done.stdout, done.stderr))
+    assert told is not None
+    assert told[1].stdout.decode() == (
+        f"-N orch-abc123 -S /bin/sh -l walltime=01:30:00 -j oe -o /dev/null -r n {asked}\n"
+        "#!/bin/sh\nexec sleep infinity\n"
+    )
+
+
+def test_of_a_whole_node_the_node_itself_is_asked() -> None:
+    found = PBS.parse_query(
+        changed(captured("pbs", "query_19"), '"place": "scatter"', '"place": "scatter:excl"')
+    )
+    assert isinstance(found, dict)
+    (sight,) = found.values()
+    assert (sight.cpus, sight.memory_bytes, sight.nodes) == (None, None, ("charon24", "charon21"))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +97,7 @@ def test_what_a_node_has_to_give_is_the_persons(options: tuple[str, ...], render
         (("-J", "1-9"), "most"),
         (("-z",), "lost sight of"),
         (("-I",), "background"),
+        (("-W", "block=true"), "background"),
         (("-l", "walltime=1:00:00"), "walltime"),
         (("-l", "ncpus=1,walltime=1:00:00"), "walltime"),
         (("-l", "select=4:ncpus=1"), "how many nodes is said by `nodes`"),
