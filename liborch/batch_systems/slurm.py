@@ -1,8 +1,6 @@
 """Slurm: what is asked of sbatch, squeue, scancel, scontrol and srun, and what their answers say.
 
-Every command but `enter`'s is `sh` reading a script from its standard input. The script is one group in braces: cut off
-on the way, it is no script and nothing runs. So any login shell will do, a submission is whole or none, and an answer is
-whole when it ends with our last line.
+Every command but `enter`'s is a script between two marks, see `_reading.shell`.
 
 One question about all allocations is one `squeue` for this person, two small requests to the controller however many there
 are; it tells finished ones as well for some minutes (MinJobAge). Lines of others are dropped on the frontend. The
@@ -23,7 +21,18 @@ from dataclasses import replace
 from typing import Final
 
 from liborch.batch_systems import slurm_limits
-from liborch.batch_systems._reading import checked_ids, excerpt, is_node, keep_ours, refused, text_of, unclear
+from liborch.batch_systems._reading import (
+    PATIENCE_S,
+    checked_ids,
+    excerpt,
+    heard,
+    is_node,
+    keep_ours,
+    refused,
+    shell,
+    text_of,
+    unclear,
+)
 from liborch.batch_systems.base import Accepted, Command, Limits, Output, Rejected, Request, Sight, Unclear
 from liborch.batch_systems.slurm_rows import (
     FORMAT,
@@ -51,14 +60,15 @@ from liborch.errors import SpecError
 #: Seconds in a minute, Slurm's unit of walltimes.
 _MINUTE: Final = 60
 
-#: Seconds that sbatch may take.
-_PATIENCE_S: Final = 25
 #: What `timeout` ends with, when it ended the command with TERM and with KILL.
-_OUT_OF_TIME: Final = ("124", "137")
+_OUT_OF_TIME: Final = (124, 137)
 
-_SUBMITTED = re.compile(r"(?:\A|\n)([0-9]{1,20}(?:;[A-Za-z0-9_.-]{1,64})?)\norch-end\|0\n\Z")
-_ENDED = re.compile(r"(?:\A|\n)orch-end\|([0-9]{1,3})\n\Z")
-_ANSWERED = re.compile(r"orch-end\|([0-9]{1,3})\|([0-9]{1,12})\Z")
+_SUBMITTED = re.compile(r"(?:\A|\n)([0-9]{1,20}(?:;[A-Za-z0-9_.-]{1,64})?)\n\Z")
+#: The ids that were asked for, what squeue said and ended with, what sacct said.
+_ANSWERED = re.compile(
+    r"orch-asked\|(?P<asked>[^\n]*)\n(?P<rows>.*)^orch-squeue\|(?P<code>[0-9]{1,3})\n(?P<past>.*)\Z",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 class Slurm:
@@ -95,27 +105,27 @@ class Slurm:
         folder = request.log_folder.replace("\\", "\\\\").replace("%", "%%")
         words.append(f"--output={folder}/{request.name}.log" if folder else "--output=/dev/null")
         end = f"orch-{request.token}-end"
-        return _shell(
-            f"unset {SBATCH_VARIABLES}",
-            f"timeout -k 2 {_PATIENCE_S} {shlex.join([*words, *request.options])} <<'{end}'",
+        return shell(
+            # What sbatch finds is what the holder gets, and its options may name a time of day.
+            f"unset {SBATCH_VARIABLES} LC_ALL LANG TZ",
+            f"timeout -k 2 {PATIENCE_S} {shlex.join([*words, *request.options])} <<'{end}'",
             "#!/bin/sh",
             f"exec {shlex.join(request.holder)}",
             end,
-            'echo "orch-end|$?"',
         )
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read the id. Banners before it and warnings beside it do no harm."""
-        said = text_of(output.stdout)
-        submitted, ended = _SUBMITTED.search(said), _ENDED.search(said)
-        if output.is_cut or ended is None:
+        told = heard(output)
+        if told is None:
             return unclear("sbatch", output)
-        if submitted is not None:
+        _, said = told
+        submitted = _SUBMITTED.search(text_of(said.stdout))
+        if said.code == 0 and submitted is not None:
             return Accepted(submitted[1])
-        output = Output(int(ended[1]), said[: ended.start()].encode(), output.stderr)
-        if ended[1] in _OUT_OF_TIME or UNHEARD.search(text_of(output.stderr)):
-            return unclear("sbatch", output)
-        return refused(output, REFUSALS) or unclear("sbatch", output)
+        if said.code in _OUT_OF_TIME or UNHEARD.search(text_of(said.stderr)):
+            return unclear("sbatch", said)
+        return refused(said, REFUSALS) or unclear("sbatch", said)
 
     def query(self, ids: Sequence[str]) -> Command:
         """Render one squeue for all of this person's, and sacct for the `ids` that it does not know."""
@@ -127,48 +137,45 @@ class Slurm:
             "/^JOBID|/",
             "/^CLUSTER: /",
             "/|orch-[^|]*|$/",
-            "/^orch-end|/",
+            "/^orch-squeue|/",
             *(f"/^{n}|/" for n in numbers),
         )
-        return _shell(
+        return shell(
             f"unset {SQUEUE_VARIABLES}",
-            "LC_ALL=C SLURM_TIME_FORMAT=%s; export LC_ALL SLURM_TIME_FORMAT",
+            "SLURM_TIME_FORMAT=%s; export SLURM_TIME_FORMAT",
             *([f"SLURM_CLUSTERS=${{SLURM_CLUSTERS:-{clusters}}}; export SLURM_CLUSTERS"] if clusters else ()),
             f"echo 'orch-asked|{'|'.join(asked)}'",
             "ask() {",
-            '{ squeue --all --noconvert --states=all --user="$(id -u)" "$@"; echo "orch-end|$?|$(date +%s)"; } |',
+            '{ squeue --all --noconvert --states=all --user="$(id -u)" "$@"; echo "orch-squeue|$?"; } |',
             f"sed -n '{'; '.join(f'{each}{{p;d;}}' for each in kept)}'",
             "}",
             f"told=$(ask -O '{FORMAT}')",
             "case $told in",
             "*'JOBID|STATE|'*) ;;",
-            f"*'orch-end|0|'*) told=$(ask -o '{OLD_FORMAT}') ;;",
+            f"*'orch-squeue|0') told=$(ask -o '{OLD_FORMAT}') ;;",
             "esac",
-            "printf '%s\\n' \"$told\"",
+            "printf '%s\n' \"$told\"",
             *_past(numbers),
-            "echo orch-over",
         )
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
         """Read squeue's lines, and sacct's of those it does not know any more. One of ours not understood: nothing is."""
-        lines = text_of(output.stdout).splitlines()
-        begin = next((at for at, line in enumerate(lines) if line.startswith("orch-asked|")), None)
-        end = next((at for at, line in enumerate(lines) if _ANSWERED.match(line)), None)
-        if output.is_cut or begin is None or end is None or lines[-1] != "orch-over":
+        told = heard(output)
+        if told is None:
             return unclear("squeue", output)
-        answered = _ANSWERED.match(lines[end])
-        assert answered is not None
-        rows = lines[begin + 1 : end]
-        if answered[1] != "0" or not any(map(is_header, rows)):
-            said = "\n".join(rows).encode()
-            return unclear("squeue", Output(int(answered[1]), said, output.stderr))
-        asked = lines[begin].split("|")[1:]
+        now, said = told
+        parts = _ANSWERED.match(text_of(said.stdout))
+        if parts is None:
+            return unclear("squeue", said)
+        asked, rows = parts["asked"].split("|"), parts["rows"].splitlines()
+        if parts["code"] != "0" or not any(map(is_header, rows)):
+            return unclear("squeue", Output(int(parts["code"]), parts["rows"].encode(), said.stderr))
         try:
-            found = _sights(rows, asked, float(answered[2]))
+            found = _sights(rows, asked, now)
         except ValueError as error:
             return Unclear(f"squeue said what is not understood: {error}")
-        for line in lines[end + 1 : -1]:
-            sight = past_of(line.removeprefix("orch-past|"))
+        for line in parts["past"].splitlines():
+            sight = past_of(line)
             if sight is not None:
                 id = _as_asked(sight.id, "", asked)
                 found.setdefault(id, replace(sight, id=id))
@@ -181,29 +188,30 @@ class Slurm:
         for cluster in sorted({_cluster(id) for id in asked}):
             numbers = " ".join(dict.fromkeys(_number(id) for id in asked if _cluster(id) == cluster))
             lines.append(f"scancel {f'--clusters={cluster} ' if cluster else ''}{numbers} || code=$?")
-        return _shell("LC_ALL=C; export LC_ALL", "code=0", *lines, 'echo "orch-end|$code"')
+        return shell("code=0", *lines, "exit $code")
 
     def parse_cancel(self, output: Output) -> Rejected | Unclear | None:
         """None: done. Those that are over, or that nobody knows, are fine."""
-        ended = _ENDED.search(text_of(output.stdout))
-        if ended is None or output.is_cut:
+        told = heard(output)
+        if told is None:
             return unclear("scancel", output)
-        said = text_of(output.stderr)
-        wrong = [line for line in said.splitlines() if "error" in line and not HARMLESS_CANCELS.search(line)]
-        if not wrong:
-            return None if ended[1] == "0" or HARMLESS_CANCELS.search(said) else unclear("scancel", output)
-        words = "\n".join(wrong).encode()
-        if "denied" in said and not UNHEARD.search(said):
-            return Rejected(excerpt(words))
-        return unclear("scancel", Output(int(ended[1]), stderr=words))
+        _, said = told
+        words = text_of(said.stderr)
+        wrong = [line for line in words.splitlines() if "error" in line and not HARMLESS_CANCELS.search(line)]
+        if not wrong and (said.code == 0 or HARMLESS_CANCELS.search(words)):
+            return None
+        if wrong and "denied" in words and not UNHEARD.search(words):
+            return Rejected(excerpt("\n".join(wrong).encode()))
+        return unclear("scancel", said)
 
     def limits(self, options: Sequence[str]) -> Command:
         """Render the questions for the limits of the partition, and of the person where there is accounting."""
-        return _shell(*slurm_limits.script(options))
+        return shell(*slurm_limits.script(options))
 
     def parse_limits(self, output: Output) -> Limits:
         """Read the limits; what is not understood is no limit."""
-        return slurm_limits.read(output)
+        told = heard(output)
+        return Limits() if told is None else slurm_limits.read(text_of(told[1].stdout))
 
     def enter(self, id: str, node: str, argv: Sequence[str]) -> tuple[str, ...]:
         """Return the srun that runs `argv` beside the holder, on one node, taking nothing from what runs there.
@@ -226,12 +234,6 @@ class Slurm:
         )
 
 
-def _shell(*lines: str) -> Command:
-    """Return a script for sh. Whole or not at all: an unclosed brace is an error before anything runs."""
-    script = "\n".join(("{", *lines, "} </dev/null", ""))
-    return Command(("sh",), script.encode("utf-8", "surrogateescape"))
-
-
 def _past(numbers: Sequence[str]) -> list[str]:
     """Lines of sh that ask sacct for those of which squeue, which answered, said nothing."""
     if not numbers:
@@ -241,9 +243,9 @@ def _past(numbers: Sequence[str]) -> list[str]:
         f"for id in {' '.join(numbers)}; do",
         'case "\n$told" in *"\n$id|"*) ;; *) past=$past,$id ;; esac',
         "done",
-        "case $past:$told in ,*'orch-end|0|'*)",
+        "case $past:$told in ,*'orch-squeue|0')",
         # A question to a database that hangs must not take the answer of squeue with it.
-        f"timeout 5 sacct -nPX --jobs=\"${{past#,}}\" --format={PAST_FORMAT} 2>/dev/null | sed 's/^/orch-past|/' ;;",
+        f'timeout 5 sacct -nPX --jobs="${{past#,}}" --format={PAST_FORMAT} 2>/dev/null ;;',
         "esac",
     ]
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from liborch.batch_systems._reading import seconds_of, text_of
-from liborch.batch_systems.base import Limits, Output
+from liborch.batch_systems._reading import seconds_of
+from liborch.batch_systems.base import Limits
 
 _ASSOC: Final = ("Account", "Partition", "MaxSubmitJobs", "MaxJobs", "MaxWall", "MaxTRES", "DefaultQOS")
 _QOS: Final = ("Name", "MaxSubmitJobsPerUser", "MaxJobsPerUser", "MaxWall", "MaxTRES")
@@ -29,7 +29,6 @@ def script(options: Sequence[str]) -> list[str]:
     told = "|".join(f"{key}={value}" for key, value in chosen.items() if re.match(r"[\w.,+-]*\Z", value))
     user = '"$(id -un)"'
     return [
-        "LC_ALL=C; export LC_ALL",
         f"echo 'orch-chosen|{told}'",
         "scontrol --oneliner show partition",
         # The accounting is another program, which need not be there nor answer.
@@ -39,20 +38,19 @@ def script(options: Sequence[str]) -> list[str]:
         f"timeout 5 sacctmgr -nP show assoc user={user} format={','.join(_ASSOC)}",
         "echo orch-qos",
         f"timeout 5 sacctmgr -nP show qos format={','.join(_QOS)}",
-        "echo orch-over",
     ]
 
 
-def read(output: Output) -> Limits:
+def read(told: str) -> Limits:
     """Read what was answered; the least of what applies holds."""
     chosen: dict[str, str] = {}
     sections: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in text_of(output.stdout).splitlines():
+    for line in told.splitlines():
         if line.startswith("orch-chosen|"):
             chosen = dict(word.split("=", 1) for word in line.split("|")[1:] if "=" in word)
             lines = sections.setdefault("partition", [])
-        elif line in ("orch-user", "orch-assoc", "orch-qos", "orch-over"):
+        elif line in ("orch-user", "orch-assoc", "orch-qos"):
             lines = sections.setdefault(line.removeprefix("orch-"), [])
         else:
             lines.append(line)

@@ -8,22 +8,22 @@ from typing import Final
 from liborch.batch_systems._reading import bytes_of, seconds_of
 from liborch.batch_systems.base import Sight, token_of
 from liborch.batch_systems.node_names import expand
-from liborch.batch_systems.slurm_words import STATES, is_held
+from liborch.batch_systems.slurm_words import ENDS, STATES, is_held
 
 #: What squeue is asked to print of each, "|" behind every field, free text last. Versions before 20.02 know no separators
 #: in their `-O` (there is no header then that fits), and no restarts in their `-o`.
 FORMAT: Final = (
-    "JobID:|,State:|,NumNodes:|,NumCPUs:|,tres-alloc:|,tres-per-node:|,TimeLeft:|,StartTime:|,EndTime:|,RestartCnt:|,"
-    "NodeList:|,Reason:|,Name:|"
+    "JobID:|,State:|,NumNodes:|,NumCPUs:|,tres-alloc:|,tres-per-node:|,TimeLeft:|,StartTime:|,EndTime:|,PreemptTime:|,"
+    "RestartCnt:|,NodeList:|,Reason:|,Name:|"
 )
-OLD_FORMAT: Final = "%i|%T|%D|%C||%b|%L|%S|%e||%N|%r|%j|"
+OLD_FORMAT: Final = "%i|%T|%D|%C||%b|%L|%S|%e|||%N|%r|%j|"
 #: What sacct is asked for.
 PAST_FORMAT: Final = "JobIDRaw,State,JobName"
 
-_HEADER = re.compile(r"JOBID\|STATE\|(?:[^|]*\|){11}\Z")
+_HEADER = re.compile(r"JOBID\|STATE\|(?:[^|]*\|){12}\Z")
 _ROW = re.compile(
     r"(?P<id>[0-9]{1,20})\|(?P<state>[A-Z_]{1,40})\|(?P<nodes>[0-9]{0,9})(?:-[0-9]*)?\|(?P<cpus>[0-9]{0,12})\|"
-    r"(?P<tres>[^|]*)\|(?P<gres>[^|]*)\|(?P<left>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<restarts>[0-9]{0,9})\|"
+    r"(?P<tres>[^|]*)\|(?P<gres>[^|]*)\|(?P<left>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<preempted>[^|]*)\|(?P<restarts>[0-9]{0,9})\|"
     r"(?P<list>[^|]*)\|(?P<reason>[^|]*)\|(?P<name>[^|]*)\|\Z"
 )
 _PAST = re.compile(r"(?P<id>[0-9]{1,20})\|(?P<state>[A-Z_]{1,40})(?P<by> by [^|]{1,64})?\|(?P<name>[^|]*)\Z")
@@ -57,6 +57,8 @@ def sight_of(line: str, now: float) -> Sight:
     reason = "" if row["reason"] in _NO_REASON else row["reason"]
     if row["state"] == "PENDING" and is_held(reason):
         state = "held"
+    if state == "ending":
+        end = "preempted" if _instant(row["preempted"]) is not None else ENDS.get(reason, "")
     has_nodes = state in ("active", "ending")
     names = expand(row["list"]) if has_nodes and row["list"] not in _NO_NODES else ()
     start = _instant(row["start"])

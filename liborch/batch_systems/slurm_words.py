@@ -49,6 +49,19 @@ STATES: Final[dict[str, tuple[State, End]]] = {
     "OUT_OF_MEMORY": ("ended", "memory"),
 }
 
+#: How one that is being taken down will have ended, where the reason says it already.
+ENDS: Final[dict[str, End]] = {
+    "TimeLimit": "timeout",
+    "DeadLine": "timeout",
+    "NodeDown": "node",
+    "NodeFail": "node",
+    "BootFail": "node",
+    "OutOfMemory": "memory",
+    "NonZeroExitCode": "failed",
+    "RaisedSignal": "failed",
+    "JobLaunchFailure": "failed",
+}
+
 #: Reasons of a pending one that no time will mend: it asks for what it can never have, or somebody holds it.
 _HELD: Final = frozenset(
     {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from liborch.batch_systems.base import Limits, Output
 from liborch.batch_systems.slurm import Slurm
+from tests.batch_systems.captures import answer
 from tests.batch_systems.slurm_answers import answers, run_with
 
 SLURM = Slurm()
@@ -117,4 +118,4 @@ def test_what_is_set_for_a_partition_goes_before_what_is_set_for_all(tmp_path: P
 def test_what_is_not_understood_is_no_limit(noise: bytes) -> None:
     assert SLURM.parse_limits(Output(None, noise)) == Limits()
     heads = b"orch-chosen|partition=|account=|qos=\nPartitionName=", b"\norch-assoc\n", b"\norch-qos\n"
-    assert isinstance(SLURM.parse_limits(Output(0, noise.join((b"", *heads, b"")))), Limits)
+    assert isinstance(SLURM.parse_limits(answer(0, noise.join((b"", *heads, b"")))), Limits)

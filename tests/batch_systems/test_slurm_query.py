@@ -11,26 +11,27 @@ from hypothesis import strategies as st
 
 from liborch.batch_systems.base import Output, Sight, Unclear
 from liborch.batch_systems.slurm import Slurm
+from tests.batch_systems.captures import answer as framed
 from tests.batch_systems.slurm_answers import answers, run_with
 
 SLURM = Slurm()
 QUERIES = answers("queries")
-HEADER = "JOBID|STATE|NODES|CPUS|TRES_ALLOC|TRES_PER_NODE|TIME_LEFT|START_TIME|END_TIME|RESTART_COUNT|NODELIST|REASON|NAME|"
+HEADER = "JOBID|STATE|NODES|CPUS|TRES_ALLOC|TRES_PER_NODE|TIME_LEFT|START_TIME|END_TIME|PREEMPT_TIME|RESTART_COUNT|NODELIST|REASON|NAME|"
 NOW = 1_795_000_000
 
 
 def row(id: str = "7", state: str = "RUNNING", *, nodes: str = "2", cpus: str = "8", tres: str = "cpu=8,mem=16G,node=2",
-        gres: str = "N/A", left: str = "1:00:00", start: str = "N/A", end: str = "N/A", restarts: str = "0",
+        gres: str = "N/A", left: str = "1:00:00", start: str = "N/A", end: str = "N/A", preempted: str = "N/A", restarts: str = "0",
         names: str = "n[1-2]", reason: str = "None", name: str = "orch-abc123") -> str:  # fmt: skip
     """A line of squeue's."""
-    words = (id, state, nodes, cpus, tres, gres, left, start, end, restarts, names, reason, name)
+    words = (id, state, nodes, cpus, tres, gres, left, start, end, preempted, restarts, names, reason, name)
     return "|".join(words) + "|"
 
 
 def answer(*lines: str, asked: str = "7", past: tuple[str, ...] = (), code: int = 0) -> Output:
     """What the script prints when squeue prints these lines after its header."""
-    told = (f"orch-asked|{asked}", HEADER, *lines, f"orch-end|{code}|{NOW}", *past, "orch-over", "")
-    return Output(0, "\n".join(told).encode())
+    told = (f"orch-asked|{asked}", HEADER, *lines, f"orch-squeue|{code}", *past, "")
+    return framed(0, "\n".join(told).encode(), now=NOW)
 
 
 def read(*lines: str, **more: object) -> dict[str, Sight]:
@@ -50,7 +51,7 @@ def seen(name: str) -> dict[str, tuple[str, str, str]]:
 def test_one_that_is_active_tells_its_nodes_its_room_and_its_time() -> None:
     sights = SLURM.parse_query(QUERIES["active"])
     assert sights == {
-        "1": Sight("1", "tokenn01", "active", nodes=("h2", "h3", "h4"), left_s=300, cpus=4, memory_bytes=2000 << 20, gpus=2)
+        "1": Sight("1", "tokenn07", "active", nodes=("h2", "h3", "h4"), left_s=300, cpus=4, memory_bytes=2000 << 20, gpus=2)
     }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def test_reasons_to_wait_are_told_in_slurm_s_words_and_those_for_a_person_apart(
     sights = SLURM.parse_query(QUERIES["pending"])
     assert isinstance(sights, dict)
     assert {id: sight.starts_in_s for id, sight in sights.items() if sight.starts_in_s is not None} == {
-        "2": 295, "6": 295, "7": 595, "8": 3597,
+        "2": 294, "6": 294, "7": 545, "8": 3596,
     }  # fmt: skip
     assert all(not sight.nodes and sight.left_s is None for id, sight in sights.items() if id != "1")
     old = SLURM.parse_query(QUERIES["old_format"])
@@ -87,6 +88,8 @@ def test_reasons_to_wait_are_told_in_slurm_s_words_and_those_for_a_person_apart(
         ("node_down", "1", ("ended", "node", "NODE_FAIL (NodeDown)")),
         ("no_kill", "1", ("active", "", "")),
         ("suspended", "1", ("active", "", "SUSPENDED")),
+        ("preempted_ending", "1", ("ending", "preempted", "COMPLETING")),
+        ("timeout_ending", "1", ("ending", "timeout", "COMPLETING (TimeLimit)")),
         ("completing", "11", ("ending", "", "COMPLETING")),
         ("cancelled", "11", ("ended", "cancelled", "CANCELLED")),
         ("requeued", "1", ("queued", "", "BeginTime")),
@@ -277,10 +280,11 @@ def test_one_of_ours_that_is_not_understood_makes_the_whole_answer_none(line: st
 @pytest.mark.parametrize(
     "output",
     [
-        Output(0), Output(0, b"orch-asked|7\norch-over\n"), Output(None, answer(row()).stdout[:-20]), Output(0, b"<html>502</html>\n"),
-        Output(0, f"orch-asked|7\n{row()}\norch-end|0|{NOW}\norch-over\n".encode()), answer(row(), code=1),
-        dataclasses.replace(answer(row()), is_cut=True), Output(0, b"orch-asked|7\n\norch-end|0|1\norch-over\n"),
-        Output(0, answer(row()).stdout + b"more\n"), Output(0, b"orch-asked|7\nJOBIDSTATE\norch-end|0|1\norch-over\n"),
+        Output(0), framed(0), framed(0, b"orch-asked|7\n"), Output(0, b"<html>502</html>\n"), framed(0, b"<html>502</html>\n"),
+        framed(0, f"orch-asked|7\n{row()}\norch-squeue|0\n".encode()), answer(row(), code=1),
+        framed(0, b"orch-asked|7\n\norch-squeue|0\n"), framed(0, b"orch-asked|7\nJOBIDSTATE\norch-squeue|0\n"),
+        framed(0, b"orch-asked|7\n" + HEADER.encode() + b"\n"), dataclasses.replace(answer(row()), is_cut=True),
+        dataclasses.replace(answer(row()), code=None), Output(0, answer(row()).stdout + b"more\n"),
     ],
 )  # fmt: skip
 def test_an_answer_without_its_frame_is_none(output: Output) -> None:
@@ -289,7 +293,7 @@ def test_an_answer_without_its_frame_is_none(output: Output) -> None:
 
 def test_an_answer_cut_anywhere_is_none_and_a_banner_before_it_does_no_harm() -> None:
     whole = answer(row(), row("8", name="orch-abc124")).stdout
-    for length in range(len(whole) - 1):
+    for length in range(len(whole)):
         assert isinstance(SLURM.parse_query(Output(0, whole[:length])), Unclear)
     sights = SLURM.parse_query(Output(0, b"Welcome\xff\n7|RUNNING|\n" + whole))
     assert isinstance(sights, dict)
@@ -323,8 +327,8 @@ def test_ids_of_a_federation_are_known_with_and_without_their_cluster() -> None:
 
 def test_the_accounting_tells_how_one_ended_that_slurm_has_forgotten() -> None:
     past = (
-        "orch-past|7|TIMEOUT|orch-abc123", "orch-past|8|CANCELLED by 1000|orch-abc124", "orch-past|9|RUNNING|orch-abc125",
-        "orch-past|10|NODE_FAIL|orch-abc126", "orch-past|11|noise", "orch-past|<html>",
+        "7|TIMEOUT|orch-abc123", "8|CANCELLED by 1000|orch-abc124", "9|RUNNING|orch-abc125",
+        "10|NODE_FAIL|orch-abc126", "11|noise", "<html>",
     )  # fmt: skip
     sights = read(row("10", "PENDING", name="orch-abc126"), past=past, asked="7|8;east|9|10|11")
     assert {id: (sight.state, sight.end, sight.why) for id, sight in sights.items()} == {
@@ -347,7 +351,7 @@ def test_lines_of_others_stay_on_the_frontend_and_sacct_is_asked_only_for_the_mi
     output = run_with(
         SLURM.query(["7", "8", "9", "17"]), tmp_path, programs, LINES=lines, SQUEUE_FORMAT="%i", SQUEUE_STATES="CD", LC_ALL="fr_FR"
     )  # fmt: skip
-    assert output.stdout.count(b"\n") == 8
+    assert output.stdout.count(b"\n") == 9
     sights = SLURM.parse_query(output)
     assert isinstance(sights, dict)
     assert {id: sight.end or sight.state for id, sight in sights.items()} == {

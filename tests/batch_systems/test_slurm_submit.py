@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from liborch.batch_systems.base import Accepted, Output, Rejected, Request, Unclear
 from liborch.batch_systems.slurm import Slurm
 from liborch.errors import SpecError
+from tests.batch_systems.captures import answer
 from tests.batch_systems.slurm_answers import answers, run_with
 
 SLURM = Slurm()
@@ -38,7 +40,7 @@ def test_sbatch_is_told_what_is_asked_for_and_given_the_holder_as_its_script(tmp
     (tmp_path / "sleep").write_text('#!/bin/sh\nprintf %s "$1"\n')
     (tmp_path / "sleep").chmod(0o755)
     said = run_with(SLURM.submit(Request("abc124")), tmp_path, {"sbatch": 'sh "$HERE/script" >&2; echo 1'})
-    assert said.stderr == b"for ever; $X'"
+    assert said.stderr == b"orch-begin\nfor ever; $X'"
 
 
 @pytest.mark.parametrize("option", ["--exclusive=user", "-c4", "--ntasks-per-node=2", "-n8", "-s"])
@@ -69,7 +71,7 @@ def test_variables_that_would_change_what_sbatch_does_are_not_there(tmp_path: Pa
     )  # fmt: skip
     found = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert {"SBATCH_PARTITION", "SLURM_CLUSTERS"} <= found
-    assert not {"SBATCH_ARRAY_INX", "SBATCH_WAIT"} & found
+    assert not {"SBATCH_ARRAY_INX", "SBATCH_WAIT", "TZ", "LC_ALL"} & found
 
 
 @pytest.mark.parametrize(
@@ -182,8 +184,8 @@ def test_real_answers_to_a_submission_are_understood(name: str) -> None:
 
 
 def failed(words: str, code: int = 1) -> Output:
-    """sbatch said this on stderr and ended so."""
-    return Output(0, b"orch-end|%d\n" % code, words.encode())
+    """A program said this on stderr and ended so."""
+    return answer(code, b"", words.encode())
 
 
 @pytest.mark.parametrize(
@@ -232,11 +234,11 @@ def test_when_the_answer_was_lost_nobody_knows_what_became_of_the_submission(wor
 @pytest.mark.parametrize(
     "output",
     [
-        Output(0), Output(0, b"orch-end|0\n"), Output(0, b"<html>502</html>\norch-end|0\n"), Output(0, b"1; rm -rf ~\norch-end|0\n"),
-        Output(0, b"\x1b[2J4711\norch-end|0\n"), Output(0, b"4711\n"), Output(None, b"4711\n"), Output(0, b"4711\norch-end|1\n"),
-        Output(0, b"Submitted batch job 4711\norch-end|0\n"), Output(0, b"4711 \norch-end|0\n"), Output(0, b"4711\norch-end|0"),
-        Output(0, b"4711\norch-end|0\n", is_cut=True), Output(0, b"9" * 300 + b"\norch-end|0\n"), Output(0, b"4711;a b\norch-end|0\n"),
-        Output(0, b"orch-end|0\n", b"sbatch: error: Invalid partition\n"), Output(0, "४७\norch-end|0\n".encode()),
+        Output(0), answer(0), answer(0, b"<html>502</html>\n"), answer(0, b"1; rm -rf ~\n"), answer(0, b"\x1b[2J4711\n"),
+        Output(0, b"4711\n"), Output(None, b"4711\n"), answer(1, b"4711\n"), answer(0, b"Submitted batch job 4711\n"),
+        answer(0, b"4711 \n"), Output(0, answer(0, b"4711\n").stdout[:-1]), dataclasses.replace(answer(0, b"4711\n"), is_cut=True),
+        answer(0, b"9" * 300 + b"\n"), answer(0, b"4711;a b\n"), answer(0, b"", b"sbatch: error: Invalid partition\n"),
+        answer(0, "४७\n".encode()), answer(0, b"4711"),
         failed("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n", 124),
         failed("sbatch: error: Invalid partition name specified\n", 137),
         failed("sbatch: erreur : la soumission a \xe9chou\xe9\n"), failed("Segmentation fault\n", 139), failed(""),
@@ -249,19 +251,22 @@ def test_an_answer_that_is_no_answer_is_unclear(output: Output) -> None:
 @pytest.mark.parametrize(
     ("stdout", "id"),
     [
-        (b"Welcome!\n42\n*** maintenance on Monday ***\n4711\norch-end|0\n", "4711"),
-        (b"4711;cluster-2\norch-end|0\n", "4711;cluster-2"),
-        (b"\xff\xfe\n67108865;east\norch-end|0\n", "67108865;east"),
+        (b"42\n*** maintenance on Monday ***\n4711\n", "4711"),
+        (b"4711;cluster-2\n", "4711;cluster-2"),
+        (b"\xff\xfe\n67108865;east\n", "67108865;east"),
     ],
 )
 def test_banners_before_the_id_and_warnings_beside_it_do_no_harm(stdout: bytes, id: str) -> None:
-    assert SLURM.parse_submit(Output(0, stdout, b"sbatch: warning: can't honor --ntasks\n")) == Accepted(id)
+    output = answer(0, stdout, b"sbatch: warning: can't honor --ntasks\n")
+    banner = dataclasses.replace(
+        output, stdout=b"Welcome!\n4712\n" + output.stdout, stderr=b"error: \xff" + output.stderr
+    )
+    assert SLURM.parse_submit(output) == SLURM.parse_submit(banner) == Accepted(id)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=60), st.sampled_from([0, 1, None]))
 def test_no_bytes_are_too_strange(stdout: bytes, stderr: bytes, code: int | None) -> None:
-    for end in (b"", b"\norch-end|0\n", b"\norch-end|1\n"):
-        output = Output(code, stdout + end, stderr)
+    for output in (Output(code, stdout, stderr), answer(0, stdout, stderr), answer(1, stdout, stderr)):
         assert isinstance(SLURM.parse_submit(output), Accepted | Rejected | Unclear)
         assert SLURM.parse_cancel(output) is None or isinstance(
             SLURM.parse_cancel(output), Rejected | Unclear
