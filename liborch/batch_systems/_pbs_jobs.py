@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from liborch.batch_systems._reading import bytes_of, is_node, seconds_of
+from liborch.batch_systems._reading import bytes_of, excerpt, is_node, seconds_of
 from liborch.batch_systems.base import End, Sight, State, is_id, token_of
 
 #: Every letter of qstat(1B), of PBS and of Torque. What is suspended (S, U) has its nodes, and its processes stand still;
@@ -102,7 +102,7 @@ def _sight(id: str, job: Mapping[str, str], now: int, exits: Mapping[int, End]) 
     is_whole = "excl" in job.get("Resource_List.place", "")
     chunks = _chunks(job.get("exec_vnode", "")) if has_nodes and not is_whole else []
     starts = int(job.get("run_count") or job.get("start_count") or 0)
-    end, why = _end(job, exits) if state == "ended" else ("", job.get("comment") or letter)
+    end, why = _end(job, exits) if state == "ended" else ("", _words(job) or letter)
     return Sight(
         id=id,
         token=token_of(job.get("Job_Name", "")),
@@ -182,10 +182,16 @@ def _moment(text: str) -> float | None:
         return None
 
 
+def _words(job: Mapping[str, str]) -> str:
+    """What PBS says of a job, fit for a message; "": nothing."""
+    comment = job.get("comment", "")
+    return excerpt(comment.encode()) if comment.strip() else ""
+
+
 def _end(job: Mapping[str, str], exits: Mapping[int, End]) -> tuple[End, str]:
     """How a job ended, and the words for it."""
     told = job.get("Exit_status") or job.get("exit_status") or ""
-    why = job.get("comment") or (f"Exit_status {told}" if told else "no Exit_status")
+    why = _words(job) or (f"Exit_status {told}" if re.fullmatch(r"-?\d+", told) else "no Exit_status")
     if not re.fullmatch(r"-?\d{1,6}", told):
         # Deleted before it began, or a history without it.
         return ("cancelled" if job.get("substate") in ("91", None) else "done"), why

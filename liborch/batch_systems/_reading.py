@@ -23,6 +23,9 @@ _HEARD = re.compile(rb"(?:\A|\n)orch-begin\|(\d{9,11})\n(.*)orch-end\|(\d{1,3})\
 _NODE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\Z")
 _DURATION = re.compile(r"(?:(\d{1,6})[:-])?(?:(\d{1,9}):)?(\d{1,9})(?::(\d{1,2}))?\Z")
 
+#: What reading a structure that is not what it should be raises. A deep enough nesting is one of the ways.
+NOT_UNDERSTOOD: Final = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
+
 #: What a system says when it refuses for certain, and whether asking later may help.
 Refusals = Sequence[tuple[re.Pattern[str], bool]]
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from liborch.batch_systems._reading import (
+    NOT_UNDERSTOOD,
     checked_ids,
     excerpt,
     heard,
@@ -184,7 +185,7 @@ class Lsf:
             if found["COMMAND"] != "bjobs" or int(found["JOBS"]) != len(records):
                 raise ValueError("another count of jobs than there are")
             return {sight.id: sight for sight in map(_sight, records)}
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except NOT_UNDERSTOOD as error:
             return Unclear(f"bjobs answered what is not understood ({error!r}): {excerpt(output.stdout)}")
 
     def cancel(self, ids: Sequence[str]) -> Command:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from liborch.batch_systems._reading import (
+    NOT_UNDERSTOOD,
     checked_ids,
     clock_of,
     excerpt,
@@ -171,7 +172,7 @@ class Oar:
         try:
             found = json.loads(text_of(output.stdout).strip() or "null") or {}
             return {id: _sight(id, each, now) for id, each in found.items()}
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except NOT_UNDERSTOOD as error:
             return Unclear(f"oarstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
 
     def cancel(self, ids: Sequence[str]) -> Command:

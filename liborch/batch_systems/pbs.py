@@ -20,6 +20,7 @@ from typing import Final
 
 from liborch.batch_systems import _pbs_jobs
 from liborch.batch_systems._reading import (
+    NOT_UNDERSTOOD,
     checked_ids,
     clock_of,
     excerpt,
@@ -166,7 +167,7 @@ class Pbs:
             return unclear("qstat", output)
         try:
             return _pbs_jobs.sights(text_of(output.stdout), now)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except NOT_UNDERSTOOD as error:
             return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
 
     def cancel(self, ids: Sequence[str]) -> Command:

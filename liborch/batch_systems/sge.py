@@ -22,6 +22,7 @@ from typing import Final
 from xml.etree import ElementTree
 
 from liborch.batch_systems._reading import (
+    NOT_UNDERSTOOD,
     checked_ids,
     excerpt,
     heard,
@@ -185,7 +186,7 @@ class Sge:
         try:
             over = {sight.id: sight for sight in map(_ended, _records(match[2]))}
             return over | _sights(match[1], now)
-        except (ValueError, TypeError, KeyError, ElementTree.ParseError) as error:
+        except (*NOT_UNDERSTOOD, ElementTree.ParseError) as error:
             return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
 
     def cancel(self, ids: Sequence[str]) -> Command:
@@ -292,6 +293,7 @@ def _sight(id: str, rows: list[ElementTree.Element], now: int) -> Sight:
         id=id,
         token=token_of(first.findtext("JB_name", "")),
         state=state,
+        end="done" if state == "ended" else "",
         why=word,
         nodes=tuple(rooms),
         left_s=_left(first, now) if rooms else None,

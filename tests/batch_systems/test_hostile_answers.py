@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from liborch.batch_systems._reading import bytes_of, clock_of, excerpt, heard, keep_ours, seconds_of
-from liborch.batch_systems.base import Accepted, BatchSystem, Limits, Output, Rejected, Request, Unclear
+from liborch.batch_systems.base import (
+    Accepted,
+    BatchSystem,
+    Limits,
+    Output,
+    Rejected,
+    Request,
+    Unclear,
+    is_id,
+)
 from liborch.batch_systems.names import NAMES, named
 from liborch.batch_systems.procedures import Procedures
 from liborch.errors import SpecError, UnknownName
 from liborch.specs import Procedures as Commands
-from tests.batch_systems.captures import answer
+from tests.batch_systems.captures import answer, captured
 
 OURS = ("oar", "pbs", "sge", "lsf")
 #: What each says of a submission that it took.
@@ -104,7 +115,7 @@ def test_a_command_that_did_not_end_says_nothing(system: BatchSystem) -> None:
 def test_an_endless_answer_says_nothing(system: BatchSystem) -> None:
     # Were any of it read in quadratic time, this would never end.
     for flood in (b"4924\n" * (1 << 17), b'{"1":' * (1 << 16), b"<job_list>" * (1 << 16)):
-        for output in (Output(0, flood, flood, is_cut=True), answer(1, flood)):
+        for output in (Output(0, flood, flood, is_cut=True), answer(1, flood), answer(0, flood)):
             for parsed in (
                 system.parse_submit(output),
                 system.parse_query(output),
@@ -113,6 +124,46 @@ def test_an_endless_answer_says_nothing(system: BatchSystem) -> None:
                 assert isinstance(parsed, Unclear)
                 assert len(parsed.why) < 600
             system.parse_limits(output)
+
+
+#: Answers to start from.
+TOLD = {
+    "oar": [captured("oar", "query"), captured("oar", "query_ended")],
+    "pbs": [
+        captured("pbs", name)
+        for name in ("query_19", "query_2021", "query_19_over", "query_torque", "limits")
+    ],
+    "sge": [captured("sge", name) for name in ("query", "query_ended", "cancel", "limits")],
+    "lsf": [captured("lsf", "query"), captured("lsf", "limits")],
+}
+
+
+@given(data=strategies.data())
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("name", OURS)
+def test_an_answer_that_was_tampered_with_is_read_or_is_none(name: str, data: strategies.DataObject) -> None:
+    system = named(name)
+    output = data.draw(strategies.sampled_from(TOLD[name]))
+    told = output.stdout
+    for _ in range(data.draw(strategies.integers(1, 3))):
+        at = data.draw(strategies.integers(0, len(told)))
+        gone = data.draw(strategies.sampled_from([0, 1, 5, 50, 1000]))
+        put = data.draw(strategies.sampled_from(
+            [b"", b"\n", b"\0", b"\x1b[31m", b"1e999", b'{"a":', b"[]", b"null", b"-1", b"$(id)", b"<x>", b"9" * 5000, b"\xff"]
+        ))  # fmt: skip
+        told = told[:at] + put + told[at + gone :]
+    tampered = Output(output.code, told, output.stderr)
+    sights = system.parse_query(tampered)
+    if isinstance(sights, dict):
+        for id, sight in sights.items():
+            assert sight.id == id
+            assert is_id(id)
+            assert sight.why.isprintable()
+            assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", node) for node in sight.nodes)
+            assert (sight.state == "ended") == (sight.end != "")
+    system.parse_submit(tampered)
+    system.parse_cancel(tampered)
+    system.parse_limits(tampered)
 
 
 @pytest.mark.parametrize("id", ["1; rm -rf ~", "$(id)", "-1", "1 2", "", "1\n", "a", "1" * 200])
