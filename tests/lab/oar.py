@@ -5,7 +5,7 @@
 
 Nothing is installed: Debian's packages are unpacked into build/oar (2 MB) and laid over /usr of the lab's hosts only, with an
 account `oar` that only they have. The database is the machine's own PostgreSQL, run by that account in memory of h1. Jobs run
-without cpusets, as the lab's hosts have no control groups that OAR 2.5 knows; so oarsh lets nobody in.
+without cpusets, as the lab's hosts have no control groups that OAR 2.5 knows.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ _SETTINGS = {
     "LOG_FILE": "/run/oar/oar.log",
     "SCHEDULER_JOB_SECURITY_TIME": "1",
     "FINAUD_FREQUENCY": "0",
-    "JOB_RESOURCE_MANAGER_PROPERTY_DB_FIELD": "",
-    "OARSH_BYPASS_WHOLE_SECURITY": "",
+    # Jobs have names of cpusets, which oarsh asks for, but no cpusets: what would make them does nothing.
+    "JOB_RESOURCE_MANAGER_PROPERTY_DB_FIELD": "cpuset",
+    "JOB_RESOURCE_MANAGER_FILE": "/etc/oar/nothing.pl",
+    "CPUSET_PATH": "",
 }
 
 
@@ -94,7 +96,7 @@ class OarServer:
             for _ in range(2):
                 core += 1
                 self.server.run(
-                    f"oarnodesetting -a -h {host.name} -p host={host.name} -p cpu={core} -p core={core}",
+                    f"oarnodesetting -a -h {host.name} -p host={host.name} -p cpu={core} -p core={core} -p cpuset={core}",
                     timeout_s=60,
                 )
         wait_until(
@@ -161,6 +163,7 @@ class OarServer:
         (etc / "oar.conf").write_text("\n".join(kept) + "\n")
         shutil.chown(etc / "oar.conf", UID, 0)
         (etc / "oar.conf").chmod(0o600)
+        (etc / "nothing.pl").write_text("exit 0;\n")
         for name in ("prologue", "epilogue", "server_prologue", "server_epilogue"):
             (etc / name).write_text("#!/bin/sh\nexit 0\n")
             (etc / name).chmod(0o755)

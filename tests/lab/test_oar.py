@@ -79,6 +79,10 @@ def test_an_allocation_comes_goes_and_is_found_by_its_name(server: OarServer) ->
     assert left is not None
     assert 500 < left <= 600
     assert (sights[held].state, sights[held].token) == ("held", "held1234")
+    # oarsh hands its words to a shell, and what the command reads, prints and ends with passes as it is.
+    entered = OAR.enter(two, "h2", ("sh", "-c", 'cat; echo "it\'s $(hostname) $(id -un)"; exit 3'))
+    done = server.run(shlex.join(entered), check=False, input="hello\n")
+    assert (done.returncode, done.stdout) == (3, "hello\nit's h2 bob\n"), done.stderr
     assert OAR.parse_cancel(ask(server, OAR.cancel([two, held]))) is None
     wait_until("the end", lambda: query(server) == {}, 60)
     assert query(server, two)[two].end == "cancelled"
