@@ -132,14 +132,8 @@ class Slurm:
         asked = checked_ids(ids)
         numbers = list(dict.fromkeys(_number(id) for id in asked))
         clusters = ",".join(sorted({_cluster(id) for id in asked} - {""}))
-        kept = (
-            "1",
-            "/^JOBID|/",
-            "/^CLUSTER: /",
-            "/|orch-[^|]*|$/",
-            "/^orch-squeue|/",
-            *(f"/^{n}|/" for n in numbers),
-        )
+        # First what stands in the header's place, whatever it is; of the rest, only what can be ours.
+        kept = ("1", "/^JOBID|/", "/^CLUSTER: /", "/|orch-[^|]*|$/", "/^orch-squeue|/")
         return shell(
             f"unset {SQUEUE_VARIABLES}",
             "SLURM_TIME_FORMAT=%s; export SLURM_TIME_FORMAT",
@@ -176,7 +170,7 @@ class Slurm:
             return Unclear(f"squeue said what is not understood: {error}")
         for line in parts["past"].splitlines():
             sight = past_of(line)
-            if sight is not None:
+            if sight is not None and sight.token:
                 id = _as_asked(sight.id, "", asked)
                 found.setdefault(id, replace(sight, id=id))
         return found
@@ -251,7 +245,10 @@ def _past(numbers: Sequence[str]) -> list[str]:
 
 
 def _sights(rows: Iterable[str], asked: Sequence[str], now: float) -> dict[str, Sight]:
-    """Read the lines of squeue that speak of ours. Raises ValueError."""
+    """Read the lines of squeue that speak of ours, which their names say: a controller that lost its memory gives ids twice.
+
+    Raises ValueError.
+    """
     found: dict[str, Sight] = {}
     cluster = ""
     for row in rows:
@@ -259,7 +256,7 @@ def _sights(rows: Iterable[str], asked: Sequence[str], now: float) -> dict[str, 
             cluster = row.removeprefix("CLUSTER: ").strip()
         elif is_header(row) or not row:
             continue
-        elif token_at_end(row) or _as_asked(row.partition("|")[0], cluster, asked) in asked:
+        elif token_at_end(row):
             sight = sight_of(row, now)
             id = _as_asked(sight.id, cluster, asked)
             # In a federation the cluster that gave it away tells of it as well.

@@ -249,8 +249,10 @@ def test_what_others_call_their_work_is_not_ours() -> None:
     assert list(sights) == ["9"], "and a line of others that is not understood is passed over"
 
 
-def test_one_of_ours_that_was_renamed_is_found_by_its_id() -> None:
-    assert read(row("7", name="renamed by hand"), row("8", name="no"))["7"].token == ""
+def test_what_is_not_called_ours_is_not_ours_whatever_its_id() -> None:
+    assert read(
+        row("7", name="mine"), past=("7|TIMEOUT|mine", "8|TIMEOUT|orch-abc124"), asked="7|8"
+    ).keys() == {"8"}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_one_of_ours_that_was_renamed_is_found_by_its_id() -> None:
             row(id="7; rm -rf ~"),
             row(reason="a|b"),
             row(state="running"),
-            row()[:-20] + "orch-abc123|",
+            row(left="a|b"),
             row(restarts="-1"),
         ),
     ],
@@ -346,7 +348,9 @@ printf '%s\\n' "$LINES"
 
 def test_lines_of_others_stay_on_the_frontend_and_sacct_is_asked_only_for_the_missing(tmp_path: Path) -> None:
     others = [row(str(n), name=f"other {n}") for n in range(100, 400)]
-    lines = "\n".join([HEADER, row("7"), *others, row("70", name="orch-abc125"), row("8", name="renamed")])
+    lines = "\n".join(
+        [HEADER, row("7"), *others, row("70", name="orch-abc125"), row("8", name="orch-abc128")]
+    )
     programs = {"squeue": SQUEUE, "sacct": 'echo "$@" >"$HERE/past"; echo "9|PREEMPTED|orch-abc129"'}
     output = run_with(
         SLURM.query(["7", "8", "9", "17"]), tmp_path, programs, LINES=lines, SQUEUE_FORMAT="%i", SQUEUE_STATES="CD", LC_ALL="fr_FR"

@@ -178,6 +178,18 @@ def test_while_the_controller_is_down_nothing_is_known_and_afterwards_all_is_as_
     assert (after.nodes, after.restarts) == (before.nodes, before.restarts)
 
 
+def test_an_id_that_a_controller_gave_twice_has_the_token_of_the_second(make_slurm_lab: MakeCluster) -> None:
+    cluster = make_slurm_lab(1)
+    first = Request(token(), options=("--hold",))
+    answers = [SLURM.parse_submit(cluster.ask(SLURM.submit(first)))]
+    # What it had not written down, the id among it, is forgotten by a controller that is killed.
+    cluster.forget()
+    second = Request(token(), options=("--hold",))
+    answers.append(SLURM.parse_submit(cluster.ask(SLURM.submit(second))))
+    assert answers == [Accepted("1"), Accepted("1")]
+    assert look(cluster, "1")["1"].token == second.token
+
+
 def test_one_that_is_requeued_keeps_its_id_and_counts_its_starts(quiet: SlurmCluster) -> None:
     id = submit(quiet, "--requeue")
     assert await_state(quiet, id, "active").restarts == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -80,6 +81,24 @@ def test_an_account_without_rights_is_refused_by_name(empty: SlurmCluster) -> No
         assert isinstance(answer, Rejected)
         assert words in answer.why
         assert not answer.is_retriable
+
+
+def test_ids_carry_their_cluster_where_the_host_names_one(empty: SlurmCluster) -> None:
+    bashrc = empty.frontend.home_of("bob") / ".bashrc"
+    bashrc.write_text("export SLURM_CLUSTERS=lab\n")
+    try:
+        id = submit(empty, login="bob")
+        assert id.endswith(";lab")
+        nodes = await_state(empty, id, "active", login="bob").nodes
+        plain = id.removesuffix(";lab")
+        assert look(empty, plain, login="bob")[plain].nodes == nodes, "also where it was known without"
+    finally:
+        bashrc.unlink()
+    words = shlex.join(SLURM.enter(id, nodes[0], ["hostname"]))
+    assert empty.run(words, user="bob").stdout == f"{nodes[0]}\n"
+    assert look(empty, id, login="bob")[id].state == "active", "the id says it where the host does not"
+    assert SLURM.parse_cancel(empty.ask(SLURM.cancel([id]), login="bob")) is None
+    assert await_state(empty, id, "ended", login="bob").end == "cancelled"
 
 
 def test_the_accounting_remembers_how_one_ended_that_slurm_has_forgotten(empty: SlurmCluster) -> None:
