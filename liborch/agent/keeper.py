@@ -52,7 +52,7 @@ ended_fields = starts.ended_fields
 #: Seconds without work, talker or unsaid things after which the keeper ends.
 IDLE_S = 300.0
 #: An execution still running after this is announced as started; shorter ones say it with their end.
-ANNOUNCE_S = 0.1
+ANNOUNCE_S = 0.25
 #: After an order that cannot be started none is tried for so long, in seconds: trouble must not use up all that waits.
 REST_S = 1.0
 #: How often a disk that took no more is tried again, and our own folder looked for while something runs.

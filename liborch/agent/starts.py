@@ -125,6 +125,7 @@ class Starter:
         self._captures = capture_files
         self._enforcer = enforcer
         self._programs = {}
+        processes.ask_for_short_turns()
         self.set_environment({os.fsdecode(name): os.fsdecode(value) for name, value in os.environb.items()})
 
     def set_environment(self, environment):

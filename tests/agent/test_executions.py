@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +197,34 @@ def test_it_has_no_descriptor_of_ours_and_a_session_of_its_own(node: Node) -> No
     count, pids = end["out"].splitlines()
     assert int(count) == 4  # 0, 1, 2 and that of ls itself
     assert len(set(pids.split())) == 1
+
+
+#: Prints policy, nice value and length of a turn of the process that runs it.
+TURNS = (
+    "import ctypes, os, struct;"
+    "numbers = {'x86_64': 315, 'aarch64': 275, 'riscv64': 275, 'ppc64le': 356, 's390x': 346};"
+    "seen = ctypes.create_string_buffer(48);"
+    "call = ctypes.CDLL(None).syscall;"
+    "call(ctypes.c_long(numbers[os.uname().machine]), PID, seen, 48, 0);"
+    "fields = struct.unpack('=IIQiIQQQ', seen.raw);"
+    "print(fields[1], fields[3], fields[5])"
+)
+
+
+def test_its_turns_on_a_processor_are_those_of_any_process_though_its_keeper_asks_for_short_ones(
+    node: Node,
+) -> None:
+    client = node.client()
+    usual = subprocess.run(
+        [sys.executable, "-c", TURNS.replace("PID", "0")], capture_output=True, text=True, check=True
+    ).stdout
+    seen = client.run(shlex.join([sys.executable, "-c", TURNS.replace("PID", "0")]), "x")["out"]
+    assert seen == usual
+    # $$ is the shell that the keeper started.
+    asked = TURNS.replace("PID", "int(open(f'/proc/{os.environ[\"SHELL_PID\"]}/stat').read().split()[3])")
+    keeper = client.run(f"SHELL_PID=$$ {shlex.join([sys.executable, '-c', asked])}; true", "y")["out"]
+    if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 12):
+        assert keeper.split() == [*usual.split()[:2], "100000"]
 
 
 def test_it_is_told_who_and_where_it_is(node: Node) -> None:
