@@ -36,7 +36,7 @@ _TOKEN = re.compile(r"[a-z0-9]{6,32}\Z")
 #: * queued   waits for nodes; `why` is the system's own reason
 #: * held     waits for a person (or an administrator): no time will help
 #: * active   has its nodes
-#: * ending   is being taken down; nothing new may start
+#: * ending   is being taken down; nothing new may start. Where it is requeued it is queued again afterwards
 #: * ended    is over; `end` says how
 State = Literal["queued", "held", "active", "ending", "ended"]
 #: How an allocation ended.
@@ -131,7 +131,7 @@ class Sight:
     end: End = ""
     #: The system's own words for the state or the reason, as a person would look them up.
     why: str = ""
-    #: Names of its nodes; only while it is active or ending.
+    #: Names of its nodes; only while it is active or ending. They become fewer when one fails and the others stay.
     nodes: tuple[str, ...] = ()
     #: Seconds until its walltime is over, as the system counts; None: not said, or none.
     left_s: float | None = None
@@ -175,7 +175,12 @@ class BatchSystem(Protocol):
         """Read what the submit command said."""
 
     def query(self, ids: Sequence[str]) -> Command:
-        """Render one question about all allocations of ours: those with these ids, and any with a name of ours."""
+        """Render one question about all allocations with a name of ours.
+
+        `ids` are those that are known already: some systems have to be asked for each, and what one has forgotten its
+        accounting may tell. An id alone says little: systems that count to a limit, or lost their memory, give it again.
+        Who knows the token of an allocation compares it with what is told under its id.
+        """
 
     def parse_query(self, output: Output) -> dict[str, Sight] | Unclear:
         """Return {id: sight} of all that were told of. Others are not in it: they are unknown to the system (by now)."""

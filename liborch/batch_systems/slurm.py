@@ -2,8 +2,8 @@
 
 Every command but `enter`'s is a script between two marks, see `_reading.shell`.
 
-One question about all allocations is one `squeue` for this person, two small requests to the controller however many there
-are; it tells finished ones as well for some minutes (MinJobAge). Lines of others are dropped on the frontend. The
+One question about all allocations is one `squeue` for this person, three small requests to the controller at most, however
+many there are; it tells finished ones as well for some minutes (MinJobAge). Lines of others are dropped on the frontend. The
 accounting (`sacct`), which is another program's work, is asked only of ids that squeue does not know any more; it may be missing.
 
 Walltimes are rounded up to Slurm's minutes. Slurm is not asked for a signal before the end: agents know the deadline
