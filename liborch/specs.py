@@ -219,5 +219,7 @@ class HostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Nodes of a host without a batch system; empty: the frontend itself.
     nodes: tuple[NodeSpec, ...] = ()
     procedures: Procedures | None = None
+    #: The batch system's word for an allocation that somebody holds: its nodes are used and no others are asked for. "": none.
+    held: str = ""
     #: File the profile came from, "" when derived from an alias.
     source: str = ""

@@ -24,6 +24,7 @@ from liborch.profiles.find import find_host, near_hosts
 from liborch.profiles.procedures import join_arguments
 from liborch.quantities import format_size
 from liborch.specs import ExecutionSpec, HostProfile, Leave, Resources, Transfer
+from runaway.allocations import borrow
 from runaway.messages import Messages
 from runaway.preparing import REMOTE_FOLDER, BrokenOff, Sending, ignore_file, refuse_home
 from runaway.records import SCHEMA_VERSION
@@ -58,6 +59,7 @@ class ExecOptions:
     cpus: int | None
     mem: int
     gpus: int
+    alloc: str | None
     tty: bool
     detach: bool
     dry_run: bool
@@ -84,6 +86,8 @@ async def run_exec(options: ExecOptions) -> int:
         messages.stage("reading ignore files")
         send_ignore = ignore_file(options.send_ignore, "--send-ignore", cwd)
         fetch_ignore = ignore_file(options.fetch_ignore, "--fetch-ignore", cwd)
+    if options.alloc is not None:
+        profile = await borrow(profile, options.alloc, folders, accept_new=options.accept_new)
     if options.dry_run:
         await _plan(options, profile, script, send_ignore)
         return 0

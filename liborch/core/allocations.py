@@ -14,6 +14,8 @@ an execution was cut off              another attempt under the same id, which c
                                       `Policy.cut_offs_most` in a row it is over: no allocation is long enough for it
 the batch system says "not now"       asked again later, with back-off
 the batch system says no              the cluster is refused: what waits for it alone is over
+a person holds it                     it is asked for, or used, whatever waits, and kept when idle
+it is lent: another client holds it   it is never given back; when it is over, what waits for it alone is over
 ====================================  =================================================================================
 
 An execution whose walltime is known starts only where it fits before the end. Where it is not known, what ended before tells how
@@ -65,10 +67,34 @@ class Allocations(Reach):
     # ------------------------------------------------------------------ what happened
 
     def _cluster_added(self, event: ev.ClusterAdded) -> None:
-        if event.cluster not in self.clusters:
+        known = self.clusters.get(event.cluster)
+        if known is None:
             self.clusters[event.cluster] = Cluster(event)
+        elif known.most != event.most:
+            # Whoever goes on with it says anew whether to use what is held, or to ask for its own.
+            known.change(event)
+        else:
+            return
+        self._possible.clear()
+        self._is_stale = True
+
+    def _allocation_held(self, event: ev.AllocationHeld) -> None:
+        cluster = self.clusters.get(event.cluster)
+        if cluster is None or event.a in self.allocations:
+            return
+        allocation = Allocation(event.a, cluster, event.nodes, self._now)
+        allocation.is_held = True
+        allocation.is_lent = bool(event.id)
+        allocation.story.append((self._now, "held", allocation.state))
+        self.allocations[event.a] = allocation
+        if allocation.is_lent:
+            allocation.id = event.id
+            self._move_allocation(allocation, "queued")
+            cluster.is_refused = False
             self._possible.clear()
-            self._is_stale = True
+        else:
+            self._ask(allocation)
+        self._is_stale = True
 
     def _allocation_queued(self, event: ev.AllocationQueued) -> None:
         allocation = self.allocations.get(event.a)
@@ -93,8 +119,7 @@ class Allocations(Reach):
         cluster = allocation.cluster
         cluster.why = event.why
         if not event.is_retriable:
-            cluster.is_refused = True
-            self._nodes_changed()
+            self._refuse(cluster, event.why)
         else:
             self._request_later(cluster)
         self._is_stale = True
@@ -124,6 +149,10 @@ class Allocations(Reach):
                 cluster.room = allocation.room
             allocation.deadline = deadline
             allocation.starts += 1
+            if allocation.is_lent:
+                cluster.walltime_s = event.left_s
+                cluster.most_nodes = len(event.nodes)
+                self._nodes_changed()
             which = event.id if allocation.starts == 1 else f"{event.id}.{allocation.starts}"
             for machine in dict.fromkeys(event.nodes):
                 node = self._add_node(f"{machine}/{which}", cluster.name, allocation)
@@ -148,11 +177,19 @@ class Allocations(Reach):
         cluster.ended += 1
         if was_active:
             self._leave_nodes(allocation, f"allocation {allocation.id} is over ({how})")
-        elif not allocation.is_releasing:
+        elif not (allocation.is_releasing or allocation.is_lent):
             # It never began: asking at once for another would be asking for the same.
             cluster.why = f"allocation {allocation.id} was over before it began ({how})"
             self._request_later(cluster)
+        if allocation.is_lent and not cluster.most:
+            self._refuse(cluster, f"allocation {allocation.id} is over ({how})")
         self._is_stale = True
+
+    def _refuse(self, cluster: Cluster, why: str) -> None:
+        """Nothing more is to be had from it until a person acts."""
+        cluster.why = why
+        cluster.is_refused = True
+        self._nodes_changed()
 
     def _link_opened(self, event: ev.LinkOpened) -> None:
         super()._link_opened(event)
@@ -206,7 +243,7 @@ class Allocations(Reach):
         )
 
     def _release(self, allocation: Allocation) -> None:
-        if allocation.is_releasing:
+        if allocation.is_releasing or allocation.is_lent:
             return
         allocation.is_releasing = True
         self._stop_placing(allocation)
@@ -349,6 +386,8 @@ class Allocations(Reach):
             self._release(allocation)
 
     def _review_use(self, allocation: Allocation) -> None:
+        if allocation.is_held:
+            return
         if allocation.occupied or (self.queue.waiting and not self.draining and self._has_takers(allocation)):
             allocation.idle_since = None
             return
@@ -372,6 +411,8 @@ class Allocations(Reach):
         if allocation.is_releasing or any(node.link != "REFUSED" for node in allocation.nodes):
             return False
         cluster = allocation.cluster
+        if allocation.is_lent and cluster.is_refused:
+            return True
         node = allocation.nodes[0]
         cluster.why = (
             f"none of the nodes of allocation {allocation.id} can be used; {node.machine}: {node.why}"
@@ -379,9 +420,8 @@ class Allocations(Reach):
         self._release(allocation)
         self._request_later(cluster)
         cluster.useless += 1
-        if cluster.useless >= self.policy.useless_most:
-            cluster.is_refused = True
-            self._nodes_changed()
+        if cluster.useless >= self.policy.useless_most or allocation.is_lent:
+            self._refuse(cluster, cluster.why)
         return True
 
     # ------------------------------------------------------------------ asking for more
@@ -393,7 +433,7 @@ class Allocations(Reach):
         if cluster.retry_at is not None and self._now < cluster.retry_at:
             self._look_again(cluster.retry_at)
             return
-        live = [each for each in self.allocations.values() if each.cluster is cluster]
+        live = [each for each in self.allocations.values() if each.cluster is cluster and not each.is_held]
         if len(live) >= cluster.most:
             return
         needed = self._nodes_needed(cluster)

@@ -31,7 +31,7 @@ class ClusterAdded(Event, frozen=True):
     """A host may be used whose nodes come in allocations. They are asked for when there is something for them."""
 
     cluster: str
-    #: Nodes of one allocation, and allocations at a time (queued or active), at most.
+    #: Nodes of one allocation, and allocations at a time (queued or active), at most. 0: none is asked for, see `AllocationHeld`.
     nodes: int = 1
     most: int = 1
     #: Nodes of one allocation, at least.
@@ -42,6 +42,16 @@ class ClusterAdded(Event, frozen=True):
     cpus: int = 0
     memory_bytes: int = 0
     gpus: int = 0
+
+
+class AllocationHeld(Event, frozen=True):
+    """A person holds an allocation: it is there whatever waits, and is not given back for being idle."""
+
+    a: str
+    cluster: str
+    nodes: int = 1
+    #: The batch system's word for one that was asked for before. It is only used here: others hold it. "": it is to be asked for.
+    id: str = ""
 
 
 class AllocationQueued(Event, frozen=True):
@@ -269,6 +279,7 @@ AnyEvent = (
     PolicyChosen
     | NodeAdded
     | ClusterAdded
+    | AllocationHeld
     | AllocationQueued
     | AllocationRefused
     | AllocationActive

@@ -73,7 +73,9 @@ def _check_items(machine: Orchestration) -> None:
 
 def _check_allocations(machine: Orchestration) -> None:
     for cluster in machine.clusters.values():
-        count = sum(1 for each in machine.allocations.values() if each.cluster is cluster)
+        count = sum(
+            1 for each in machine.allocations.values() if each.cluster is cluster and not each.is_held
+        )
         if count > cluster.most:
             raise InvariantError(f"{cluster!r} has {count} allocations")
     for name, allocation in machine.allocations.items():

@@ -40,6 +40,7 @@ class Orchestration(Allocations):
             ev.PolicyChosen: self._policy_chosen,
             ev.NodeAdded: self._node_added,
             ev.ClusterAdded: self._cluster_added,
+            ev.AllocationHeld: self._allocation_held,
             ev.AllocationQueued: self._allocation_queued,
             ev.AllocationRefused: self._allocation_refused,
             ev.AllocationActive: self._allocation_active,

@@ -410,6 +410,7 @@ class Placement:
                 and not node.is_leaving
                 and (not item.nodes or node.name in item.nodes)
                 and (node.state == "UNKNOWN" or node.could_ever(item))
+                and (item.walltime_s is None or self._now + item.walltime_s <= node.until)
             )
             enough = sum(1 for _node in itertools.islice(suited, item.node_count)) == item.node_count
             nothing_known = not self.nodes and not self.has_clusters

@@ -323,6 +323,15 @@ class Cluster:
         #: Allocations that are over.
         self.ended = 0
 
+    def change(self, event: ev.ClusterAdded) -> None:
+        """Ask for other allocations from now on."""
+        self.least_nodes = event.least
+        self.most_nodes = event.nodes
+        self.most = event.most
+        self.walltime_s = event.walltime_s
+        self.is_refused = False
+        self.retry_at = None
+
     def __repr__(self) -> str:
         return f"<cluster {self.name}: at most {self.most} x {self.most_nodes} nodes, {self.ended} allocations over>"
 
@@ -336,6 +345,8 @@ class Allocation:
         "deadline",
         "id",
         "idle_since",
+        "is_held",
+        "is_lent",
         "is_releasing",
         "name",
         "node_count",
@@ -376,6 +387,9 @@ class Allocation:
         self.stop_at = math.inf
         #: Nothing of ours is on its nodes since then, and nobody waits for them; None: it is used.
         self.idle_since: float | None = None
+        #: A person holds it: it is not given back for being idle. And another client asked for it: it is not given back at all.
+        self.is_held = False
+        self.is_lent = False
         #: The batch system was asked to end it.
         self.is_releasing = False
         self.story: list[tuple[float, str, str]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from liborch.batch_systems.names import named
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
-from liborch.core.things import lead_of
+from liborch.core.things import Allocation, Cluster, lead_of
 from liborch.drive.allocating import Frontend
 from liborch.drive.execution import Execution
 from liborch.drive.ground import as_ours, unbroken
@@ -48,6 +49,8 @@ SWEEP_S = 15.0
 SWEEP_AGAIN_S = 0.2
 #: Allocations are seen out of their queues for so long.
 GIVE_BACK_S = 30.0
+#: What the core calls an allocation that a person asked for; it is part of the token.
+HELD = "held"
 #: And so long for a journal that takes nothing.
 LAST_ROUND_S = 5.0
 
@@ -87,18 +90,38 @@ class Driver(Rounds):
         spec = profile.allocation or AllocationSpec()
         slots = profile.slots
         capacity = capacity_of(slots)
-        self.post(
-            ev.ClusterAdded(
-                profile.name,
-                spec.nodes,
-                spec.most,
-                min(spec.least, spec.nodes),
-                spec.walltime_s,
-                capacity.get("cpus", 0),
-                capacity.get("memory_bytes", 0),
-                (slots.count or 0) * (slots.gpus or 0),
-            )
+        cluster = ev.ClusterAdded(
+            profile.name,
+            spec.nodes,
+            0 if profile.held else spec.most,
+            min(spec.least, spec.nodes),
+            None if profile.held else spec.walltime_s,
+            capacity.get("cpus", 0),
+            capacity.get("memory_bytes", 0),
+            (slots.count or 0) * (slots.gpus or 0),
         )
+        self.post(cluster)
+        if profile.held:
+            self._borrow(profile.held, cluster)
+
+    def _borrow(self, id: str, cluster: ev.ClusterAdded) -> None:
+        """Use an allocation that another client holds. Whoever took over knows it already."""
+        name = f"h{hashlib.sha256(id.encode()).hexdigest()[:8]}"
+        if name in self.core.allocations:
+            return
+        self.post(ev.AllocationHeld(name, cluster.cluster, cluster.nodes, id))
+        known = Allocation(name, Cluster(cluster), cluster.nodes, 0.0)
+        known.id = id
+        self.frontends[cluster.cluster].adopt(known)
+
+    def hold_nodes(self, profile: HostProfile) -> str:
+        """Ask for an allocation as the profile says, for a person to keep; returns the core's word for it.
+
+        Leaving gives it back, unless `detached` is set.
+        """
+        spec = profile.allocation or AllocationSpec()
+        self.post(ev.AllocationHeld(HELD, profile.name, spec.nodes))
+        return HELD
 
     def know_frontend(self, profile: HostProfile) -> None:
         """Speak with a cluster's batch system of what was asked of it; nothing new is. Raises UnknownName."""
@@ -401,6 +424,11 @@ class Driver(Rounds):
         self.post(ev.PolicyChosen(policy))
         self.post(ev.Restarted())
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is an allocation that a person asked for to keep."""
+        return any(each.is_held and not each.is_lent for each in self.core.allocations.values())
+
     async def close(self, *, cancel: bool = False, timeout_s: float = 20.0) -> None:
         """Stop driving; what runs goes on, unless `cancel`: then everything is ended first, as far as `timeout_s` allows.
 
@@ -426,9 +454,11 @@ class Driver(Rounds):
         with contextlib.suppress(TimeoutError, OrchestraError):
             async with asyncio.timeout(GIVE_BACK_S):
                 await self.turned()
-                while self.core.allocations:
+                while any(not each.is_lent for each in self.core.allocations.values()):
                     await self.turned()
         for allocation in self.core.allocations.values():
+            if allocation.is_lent:
+                continue
             name = allocation.id or "one that may have been submitted just now"
             why = f"allocation {name} of {allocation.cluster.name} could not be given back in {GIVE_BACK_S:.0f} s: cancel it by hand"
             self._tell("trouble", "", why=why)

@@ -96,7 +96,7 @@ async def driving(
 
 async def _end(orchestration: str, driver: Driver, control: Control, writer: Writer) -> None:
     await control.close()
-    left = driver.executions or driver.has_plan or driver.untidy or driver.fatal is not None
+    left = driver.executions or driver.has_plan or driver.untidy or driver.holds or driver.fatal is not None
     if writer.stalled is None:
         # Where nothing can be written, whoever takes over finds it as after a kill.
         await writer.run(lambda journal: journal.end(orchestration, "left" if left else "ended"))

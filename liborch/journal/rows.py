@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["exec", "batch", "api"]
+Kind = Literal["exec", "batch", "api", "alloc"]
 #: `driving`: a client drives it, or died while it did (the driver's lock tells which); `left`: detached on purpose, to
 #: be taken over later; `ended`: nothing is left to do.
 OrchestrationState = Literal["driving", "left", "ended"]

@@ -40,6 +40,7 @@ class BatchOptions:
     cpus: int | None
     mem: int
     gpus: int
+    alloc: str | None
     on: tuple[str, ...]
     exclude: tuple[str, ...]
     each: bool

@@ -28,6 +28,7 @@ from liborch.places import Places, places
 from liborch.profiles.find import find_host
 from liborch.profiles.procedures import join_arguments
 from liborch.specs import AllocationSpec, ExecutionSpec, HostProfile, Resources, SlotSpec, Transfer
+from runaway.allocations import borrow
 from runaway.asking import ask_person
 from runaway.background import Background
 from runaway.batches.drive import Batch
@@ -180,9 +181,17 @@ class Prepared:
 
 
 def prepare(
-    options: BatchOptions, environment: dict[str, str], folders: Places, messages: Messages
+    options: BatchOptions,
+    environment: dict[str, str],
+    folders: Places,
+    messages: Messages,
+    lent: HostProfile | None = None,
 ) -> Prepared:
-    """Look at everything that can be wrong before anything starts. Raises OrchestraError."""
+    """Look at everything that can be wrong before anything starts. Raises OrchestraError.
+
+    Args:
+        lent: One of the hosts, of which only an allocation that is there already is used.
+    """
     cwd = Path.cwd()
     names = [name.strip() for name in options.remotes.split(",") if name.strip()]
     if not names:
@@ -190,7 +199,9 @@ def prepare(
     profiles = []
     for name in dict.fromkeys(names):
         messages.stage(f"loading host {name}")
-        profile = find_host(name, folders.profiles, folders.ssh_config)
+        profile = (
+            lent if lent and lent.name == name else find_host(name, folders.profiles, folders.ssh_config)
+        )
         if options.slots is not None:
             profile = msgspec.structs.replace(profile, slots=SlotSpec(count=options.slots), nodes=tuple(
                 msgspec.structs.replace(node, slots=None) for node in profile.nodes
@@ -297,7 +308,7 @@ async def run_batch(options: BatchOptions, background: Background | None = None)
     environment = dict(os.environ)
     messages = Messages(environment, quiet=options.silent, verbose=options.verbose)
     folders = places(environment)
-    prepared = prepare(options, environment, folders, messages)
+    prepared = prepare(options, environment, folders, messages, await _borrow(options, folders))
     if options.dry_run:
         show_plan(prepared)
         return 0
@@ -306,6 +317,20 @@ async def run_batch(options: BatchOptions, background: Background | None = None)
 
         return await resume_batch(prepared, messages, folders, background)
     return await begin_batch(prepared, messages, folders, background)
+
+
+async def _borrow(options: BatchOptions, folders: Places) -> HostProfile | None:
+    """With `--alloc`: the host that it is an allocation of. Raises what `borrow` raises."""
+    if options.alloc is None:
+        return None
+    names = [name.strip() for name in options.remotes.split(",") if name.strip()]
+    profiles = [find_host(name, folders.profiles, folders.ssh_config) for name in dict.fromkeys(names)]
+    clusters = [profile for profile in profiles if profile.batch_system != "none"]
+    if len(clusters) > 1:
+        raise SpecError(
+            f"--alloc {options.alloc}: {len(clusters)} of the hosts have a batch system; name one"
+        )
+    return await borrow((clusters or profiles)[0], options.alloc, folders, accept_new=options.accept_new)
 
 
 async def begin_batch(

@@ -71,6 +71,11 @@ if TYPE_CHECKING:
 )
 @resources
 @click.option(
+    "--alloc",
+    metavar="ALLOCATION",
+    help="Run in this allocation, which `runaway alloc` asked for, and nowhere else; or `last`.",
+)
+@click.option(
     "--on", multiple=True, metavar="HOST[:NUMA][::GPU,...]",
     help="Only there: on this host or node, bound to this NUMA node, with these GPUs (one each, unless --gpus). May be repeated.",
 )  # fmt: skip

@@ -52,6 +52,11 @@ from runaway.options import Assignment, resources
     "--env", "-e", "variables", type=Assignment(), multiple=True, help="Set a variable for the execution."
 )
 @resources
+@click.option(
+    "--alloc",
+    metavar="ALLOCATION",
+    help="Run in this allocation, which `runaway alloc` asked for, and nowhere else; or `last`.",
+)
 @click.option("--tty", "-t", is_flag=True, help="Run it on a terminal: for interactive programs.")
 @click.option("--detach", "-d", is_flag=True, help="Leave as soon as it is on its way; print its id.")
 @click.option("--dry-run", "-n", is_flag=True, help="Say what would be sent and run; do nothing.")

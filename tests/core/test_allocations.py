@@ -373,3 +373,61 @@ def test_what_has_not_started_when_others_are_cut_off_goes_on_or_comes_back_and_
     for x in asked_back:
         story.tell(ev.Recalled(x, 1))
         assert (story.state(x), story.machine.items[x].cut_offs) == ("WAITING", 0)
+
+
+def lent(*, left_s: float = 60.0) -> Story:
+    """Two nodes that another client asked for; nothing else may be asked for."""
+    story = Story()
+    story.tell(
+        ev.ClusterAdded("big", nodes=2, most=0, cpus=2),
+        ev.AllocationHeld("h1", "big", 2, "71"),
+        ev.AllocationActive("h1", "71", ("n1", "n2"), left_s),
+    )
+    for node in ("n1/71", "n2/71"):
+        if story.machine.nodes[node].link == "CLOSED":
+            story.tell(ev.LinksWanted())
+        story.opened(node, 2)
+    return story
+
+
+def test_what_a_person_holds_is_asked_for_at_once_and_kept_when_idle() -> None:
+    story = cluster()
+    assert asked(story.tell(ev.AllocationHeld("held", "big", 2))) == [("held", 2)]
+    story.tell(ev.AllocationActive("held", "7", ("n1", "n2"), 3600.0))
+    assert released(story.tell(ev.Tick(), after=600.0)) == []
+    assert story.machine.allocations["held"].state == "ACTIVE"
+    assert released(story.tell(ev.AllocationsUnwanted())) == ["held"]
+
+
+def test_what_is_lent_is_used_and_never_given_back() -> None:
+    story = lent()
+    assert asked(submit(story, 8)) == []
+    assert {item.node.name for item in story.machine.items.values() if item.node} == {"n1/71", "n2/71"}
+    for n in range(1, 9):
+        story.tell(ev.CancelAsked(f"x{n}"))
+    assert released(story.tell(ev.AllocationsUnwanted())) == []
+
+
+def test_when_what_is_lent_is_over_whatever_waits_for_it_is_over() -> None:
+    story = lent()
+    submit(story, 8)
+    story.tell(ev.Started("x1", 1), ev.AllocationEnded("h1", "cancelled"))
+    for n in range(1, 9):
+        story.tell(ev.Ended(f"x{n}", 1, "cancelled") if n == 1 else ev.Recalled(f"x{n}", 1))
+    story.tell(ev.Tick(), after=1.0)
+    assert story.machine.is_idle
+    assert {story.end(f"x{n}").why for n in range(1, 9)} == {"big: allocation 71 is over (cancelled)"}
+
+
+def test_what_takes_longer_than_what_is_lent_lasts_is_refused_at_once() -> None:
+    story = lent(left_s=60.0)
+    submit(story, 1, walltime_s=3600.0)
+    (over,) = [each for each in story.caused if isinstance(each, act.Finish)]
+    assert "allocations of big last 1m" in over.why
+
+
+def test_whoever_goes_on_without_what_was_lent_asks_for_nodes_again() -> None:
+    story = lent()
+    story.tell(ev.AllocationEnded("h1", "timeout"))
+    story.tell(ev.ClusterAdded("big", nodes=1, most=1, walltime_s=60.0, cpus=2))
+    assert asked(submit(story, 1)) == [("a1", 1)]
