@@ -43,7 +43,8 @@ def shell(*lines: str, timeout_s: float = TIMEOUT_S) -> Command:
     script = (
         "{",
         "LC_ALL=C LANG=C TZ=UTC; export LC_ALL LANG TZ",
-        'echo orch-begin >&2; echo "orch-begin|$(date +%s)"',
+        # What a login shell said may have no line end.
+        "echo orch-begin >&2; printf '\\norch-begin|%s\\n' $(date +%s)",
         "(",
         *lines,
         ")",

@@ -15,14 +15,12 @@ Words are in `slurm_words`, lines in `slurm_rows`, limits in `slurm_limits`.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from liborch.batch_systems import slurm_limits
 from liborch.batch_systems._reading import (
-    PATIENCE_S,
     checked_ids,
     excerpt,
     heard,
@@ -30,6 +28,7 @@ from liborch.batch_systems._reading import (
     keep_ours,
     refused,
     shell,
+    submission,
     text_of,
     unclear,
 )
@@ -104,15 +103,9 @@ class Slurm:
         # In the name of a file, Slurm fills in "%" and takes "\" as an escape.
         folder = request.log_folder.replace("\\", "\\\\").replace("%", "%%")
         words.append(f"--output={folder}/{request.name}.log" if folder else "--output=/dev/null")
-        end = f"orch-{request.token}-end"
-        return shell(
-            # What sbatch finds is what the holder gets, and its options may name a time of day.
-            f"unset {SBATCH_VARIABLES} LC_ALL LANG TZ",
-            f"timeout -k 2 {PATIENCE_S} {shlex.join([*words, *request.options])} <<'{end}'",
-            "#!/bin/sh",
-            f"exec {shlex.join(request.holder)}",
-            end,
-        )
+        # What sbatch finds is what the holder gets, and its options may name a time of day.
+        first = f"unset {SBATCH_VARIABLES} LC_ALL LANG TZ"
+        return submission([*words, *request.options], request.token, request.holder, first=[first])
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read the id. Banners before it and warnings beside it do no harm."""

@@ -355,7 +355,7 @@ def test_lines_of_others_stay_on_the_frontend_and_sacct_is_asked_only_for_the_mi
     output = run_with(
         SLURM.query(["7", "8", "9", "17"]), tmp_path, programs, LINES=lines, SQUEUE_FORMAT="%i", SQUEUE_STATES="CD", LC_ALL="fr_FR"
     )  # fmt: skip
-    assert output.stdout.count(b"\n") == 9
+    assert output.stdout.count(b"\n") == 10
     sights = SLURM.parse_query(output)
     assert isinstance(sights, dict)
     assert {id: sight.end or sight.state for id, sight in sights.items()} == {

@@ -120,7 +120,7 @@ def test_one_that_waits_for_a_person_is_told_apart_from_one_that_waits_for_nodes
 def test_banners_and_variables_of_the_person_s_shell_change_nothing(quiet: SlurmCluster) -> None:
     bashrc = quiet.frontend.home_of("bob") / ".bashrc"
     bashrc.write_text(
-        "echo Welcome; echo 4711; echo beware >&2\n"
+        "echo Welcome; echo 4711; echo beware >&2; printf 'no line end'\n"
         "export SBATCH_ARRAY_INX=0-3 SBATCH_WAIT=1 SBATCH_JOB_NAME=mine SQUEUE_FORMAT=%i SQUEUE_STATES=CD LC_ALL=de_DE.UTF-8\n"
     )
     try:
