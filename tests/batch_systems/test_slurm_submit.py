@@ -202,6 +202,8 @@ def failed(words: str, code: int = 1) -> Output:
         ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
          "sbatch: error: Batch job submission failed: Resource temporarily unavailable\n", True),
         ("sbatch: error: Batch job submission failed: MaxJobCount limit reached\n", True),
+        ("sbatch: error: Batch job submission failed: Required partition not available (inactive or drain)\n", True),
+        ("sbatch: error: Batch job submission failed: Requested operation is presently disabled\n", True),
         ("sbatch: error: Please give an account with -A; see https://example.org\n"
          "sbatch: error: Batch job submission failed: Unspecified error\n", False),
         ("sbatch: error: Batch job submission failed: Access/permission denied\n", False),
