@@ -103,6 +103,8 @@ REFUSALS: Final = refusals(
     # Slurm 20.11 and newer name the limit on a line of its own.
     (r"(?:QOS|Assoc)(?:Max|Grp)Submit\w*Limit", True),
     (r"MaxJobCount|job queue full|temporarily (?:unable|unavailable|disabled)|rate limit exceeded", True),
+    # A maintenance passes.
+    (r"required (?:node|partition) not available|nodes are busy|presently disabled", True),
     (
         r"invalid (?:partition|account|qos|wckey|feature|generic resource|license|node|job array|time|user)",
         False,
@@ -111,7 +113,7 @@ REFUSALS: Final = refusals(
     (r"job violates accounting|access/permission denied|access denied|burst buffer", False),
     (r"(?:node count|cpu count|task count|task distribution) specification", False),
     (r"more processors requested|memory (?:required|specification)|no partition specified", False),
-    (r"user's group not permitted|required (?:node|partition)|job dependency|circular", False),
+    (r"user's group not permitted|job dependency|circular", False),
     (r"unrecognized option|invalid option|requires an argument|option .* is ambiguous|doesn't allow", False),
     (r"sbatch: (?:error|fatal): .*(?:specification|invalid|unable to process conf)", False),
     # A site's own checks answer so, with their words on the lines before.
