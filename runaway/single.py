@@ -131,6 +131,7 @@ async def run_exec(options: ExecOptions) -> int:
             accept_new=options.accept_new,
             debug=messages.error if options.debug_ssh else None,
             snapshots=snapshots,
+            variables=own,
             listener=listener,
             progress=lambda what, _x: messages.progress(what),
         ) as driver:

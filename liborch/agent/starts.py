@@ -182,7 +182,10 @@ class Starter:
             env[to_bytes(name)] = to_bytes(value)
         env[_MARK] = to_bytes(run.mark)
         env[b"RUNAWAY_UUID"] = to_bytes(run.x)
-        env[b"RUNAWAY_HANDLE_ID"] = b"%d" % run.slot
+        handles = order.get("handles") or ()
+        env[b"RUNAWAY_HANDLE_ID"] = (
+            to_bytes(handles[run.slot]) if run.slot < len(handles) else b"%d" % run.slot
+        )
         env[b"RUNAWAY_NODE_ID"] = to_bytes(order["node"]) if order.get("node") else self._name
         if gpus:
             for name in _GPU_NAMES:

@@ -112,7 +112,7 @@ class Allocations(Reach):
 
     def _allocation_refused(self, event: ev.AllocationRefused) -> None:
         allocation = self.allocations.get(event.a)
-        if allocation is None or allocation.state != "REQUESTED":
+        if allocation is None or allocation.state not in ("REQUESTED", "QUEUED"):
             return
         self._move_allocation(allocation, "refused")
         del self.allocations[event.a]
@@ -148,6 +148,7 @@ class Allocations(Reach):
             if event.cpus and cluster.room is None:
                 cluster.room = allocation.room
             allocation.deadline = deadline
+            allocation.is_soft = event.is_soft
             allocation.starts += 1
             if allocation.is_lent:
                 cluster.walltime_s = event.left_s
@@ -157,12 +158,12 @@ class Allocations(Reach):
             for machine in dict.fromkeys(event.nodes):
                 node = self._add_node(f"{machine}/{which}", cluster.name, allocation)
                 node.machine = machine
-                node.until = deadline - self.policy.cut_margin_s
+                node.until = allocation.until(self.policy.cut_margin_s)
                 allocation.nodes.append(node)
         elif allocation.state in ("ACTIVE", "DRAINING"):
             allocation.deadline = deadline
             for node in allocation.nodes:
-                node.until = deadline - self.policy.cut_margin_s
+                node.until = allocation.until(self.policy.cut_margin_s)
                 self._refresh(node)
         self._is_stale = True
 
@@ -328,6 +329,8 @@ class Allocations(Reach):
         """What time and use mean for allocations, and whether more are needed."""
         if not (self.allocations or self.queue.waiting or self._left):
             self._is_stale = False
+            # A look that was due for what is gone by now is due no more.
+            self._review_at = math.inf
             return
         if self._is_stale:
             # Not after every event, and not before all of a batch is there: soon is early enough.
@@ -361,10 +364,10 @@ class Allocations(Reach):
             return
         if self._is_useless(allocation):
             return
-        gone_by = allocation.deadline - self.policy.cut_margin_s
+        gone_by = allocation.until(self.policy.cut_margin_s)
         if allocation.state == "ACTIVE":
             takes = self.policy.cut_grace_s if self._takes_s is None else _SPARE * self._takes_s
-            allocation.stop_at = gone_by - min(takes, self.policy.cut_grace_s)
+            allocation.stop_at = min(allocation.deadline, gone_by - min(takes, self.policy.cut_grace_s))
             if self._now >= allocation.stop_at:
                 self._stop_placing(allocation)
             else:

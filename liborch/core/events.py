@@ -85,6 +85,8 @@ class AllocationActive(Event, frozen=True):
     cpus: int = 0
     memory_bytes: int = 0
     gpus: int = 0
+    #: Nobody takes it away when its time is over: nothing more is placed on it then, and what runs comes to its own end.
+    is_soft: bool = False
 
 
 class AllocationEnded(Event, frozen=True):

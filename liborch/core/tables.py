@@ -121,7 +121,7 @@ NODE_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
 
 ALLOCATION_TRANSITIONS: Final[dict[str, dict[str, str]]] = {
     "REQUESTED": {"queued": "QUEUED", "active": "ACTIVE", "refused": "REFUSED", "ended": "ENDED"},
-    "QUEUED": {"active": "ACTIVE", "ended": "ENDED"},
+    "QUEUED": {"active": "ACTIVE", "refused": "REFUSED", "ended": "ENDED"},
     "ACTIVE": {"stop": "DRAINING", "requeued": "QUEUED", "ended": "ENDED"},
     "DRAINING": {"requeued": "QUEUED", "ended": "ENDED"},
     "ENDED": {},

@@ -348,6 +348,7 @@ class Allocation:
         "is_held",
         "is_lent",
         "is_releasing",
+        "is_soft",
         "name",
         "node_count",
         "nodes",
@@ -385,6 +386,8 @@ class Allocation:
         #: When the batch system takes it away, and when we stop placing on it.
         self.deadline = math.inf
         self.stop_at = math.inf
+        #: Nobody takes it away: what runs at its deadline goes on.
+        self.is_soft = False
         #: Nothing of ours is on its nodes since then, and nobody waits for them; None: it is used.
         self.idle_since: float | None = None
         #: A person holds it: it is not given back for being idle. And another client asked for it: it is not given back at all.
@@ -393,6 +396,10 @@ class Allocation:
         #: The batch system was asked to end it.
         self.is_releasing = False
         self.story: list[tuple[float, str, str]] = []
+
+    def until(self, margin_s: float) -> float:
+        """When what is on its nodes has to be over."""
+        return math.inf if self.is_soft else self.deadline - margin_s
 
     def __repr__(self) -> str:
         return f"<allocation {self.name} ({self.id or 'no id'}) of {self.cluster.name}: {self.state}, {self.node_count} nodes>"

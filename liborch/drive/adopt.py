@@ -23,8 +23,8 @@ from liborch.drive.execution import Execution
 from liborch.drive.orders import spec_from_json
 from liborch.drive.outputs import OnOutput, Sink
 from liborch.drive.session import driving
-from liborch.drive.targets import Target, targets_of
-from liborch.errors import JournalError, UnknownName
+from liborch.drive.targets import Target, granted, targets_of
+from liborch.errors import JournalError, SpecError, UnknownName
 from liborch.journal import ExecutionRow, Journal
 from liborch.places import Places
 from liborch.profiles.find import find_host
@@ -174,9 +174,19 @@ def _profiles(folders: Places, details: dict[str, Any], host: str) -> list[HostP
 
 
 def target_of(left: Left, node: str | None) -> Target:
-    """The node that an execution was on; the first one when that is not known."""
+    """The node that an execution was on; the first one when that is not known.
+
+    Raises SpecError: No node is known, since none was granted.
+    """
     targets = left.targets
-    return next((target for target in targets if target.name == node), targets[0])
+    found = next((target for target in targets if target.name == node), None)
+    machine, _, allocation = (node or "").rpartition("/")
+    clusters = [each for each in (*left.profiles, *left.former) if each.batch_system != "none"]
+    if found is None and machine and clusters:
+        return granted(node or "", machine, clusters[0], allocation, (0, 0, 0))
+    if found is None and not targets:
+        raise SpecError(f"it never was on a node of {clusters[0].name if clusters else 'its host'}")
+    return found or targets[0]
 
 
 def _execution(

@@ -41,7 +41,7 @@ from liborch.batch_systems.base import (
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.things import Allocation
-from liborch.errors import HostUnreachable, OrchestraError, SpecError
+from liborch.errors import HostUnreachable, OrchestraError, ProcedureError, SpecError
 from liborch.specs import HostProfile
 from liborch.ssh import Pool
 
@@ -94,6 +94,7 @@ class Frontend:
         orchestration: Whose allocations these are.
         post: Takes events for the core.
         tell: Takes what people are told: (what, fields).
+        clock: Seconds, never going back.
     """
 
     def __init__(
@@ -104,16 +105,20 @@ class Frontend:
         orchestration: str,
         post: Callable[[ev.AnyEvent], None],
         tell: Callable[..., None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.profile = profile
         self.system = system
         #: Why no allocation can be had, as the exception it was.
         self.error: OrchestraError | None = None
+        #: Why the last node that was left could not be used; None: it could.
+        self.node_error: OrchestraError | None = None
         self._pool = pool
         #: What tokens of this orchestration begin with.
         self._prefix = hashlib.sha256(orchestration.encode()).hexdigest()[:12]
         self._post = post
         self._tell = tell
+        self._clock = clock
         self._kept: dict[str, _Kept] = {}
         self._wake = asyncio.Event()
         self._pause_s = SOON_S
@@ -132,7 +137,7 @@ class Frontend:
         request = Request(token, action.nodes, action.walltime_s, options)
         kept = _Kept(action.a, token, request)
         if action.is_repeated:
-            kept.unclear_since = time.monotonic() - LOOKED_FOR_S
+            kept.unclear_since = self._clock() - LOOKED_FOR_S
         self._kept.setdefault(action.a, kept)
         self._hurry()
 
@@ -168,17 +173,14 @@ class Frontend:
         while True:
             self._wake.clear()
             if not self._kept:
-                await self._wake.wait()
+                await self._rest(None)
                 continue
             try:
                 await self._submit_wanted()
                 await self._cancel_unwanted()
                 pause = self._pause_s if not self._is_urgent() else 0.0
-                if self._kept and pause:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(pause):
-                            await self._wake.wait()
-                            continue
+                if self._kept and pause and await self._rest(pause):
+                    continue
                 if self._kept:
                     await self._ask()
                 self._silent = 0
@@ -186,14 +188,25 @@ class Frontend:
                 self._silent += 1
                 pause = min(SILENT_MOST_S, 2.0 ** min(self._silent, 10)) * self._pool.rng.uniform(0.5, 1.0)
                 self._tell("frontend", why=f"{self.profile.name}: {error}; asking again in {pause:.0f} s")
-                await asyncio.sleep(pause)
+                await self._sleep(pause)
+
+    async def _rest(self, seconds: float | None) -> bool:
+        """Do nothing until something is wanted, or so many seconds; whether something is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        return self._wake.is_set()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Do nothing for so many seconds, whatever is wanted."""
+        await asyncio.sleep(seconds)
 
     def _is_urgent(self) -> bool:
         """Whether something was just given back, or has to be looked for before anything else can be done."""
         return any(
             kept.unclear_since is not None
             and not kept.looks
-            and time.monotonic() - kept.unclear_since >= LOOKED_FOR_S
+            and self._clock() - kept.unclear_since >= LOOKED_FOR_S
             for kept in self._kept.values()
         )
 
@@ -210,7 +223,7 @@ class Frontend:
                 self._refused(kept, Rejected(str(error)), error if isinstance(error, SpecError) else None)
                 continue
             try:
-                output = await self._run(command)
+                output = await self.run(command)
             except OrchestraError as error:
                 if isinstance(error, HostUnreachable) and error.retriable:
                     raise _Silent(str(error)) from error
@@ -222,7 +235,7 @@ class Frontend:
                 case Rejected() as rejected:
                     self._refused(kept, rejected, None)
                 case Unclear(why=why):
-                    kept.unclear_since = time.monotonic()
+                    kept.unclear_since = self._clock()
                     kept.looks = 0
                     self._tell(
                         "frontend", why=f"{self.profile.name}: {why}; looking whether it is in the queue"
@@ -314,7 +327,7 @@ class Frontend:
         return new
 
     def _active(self, kept: _Kept, sight: Sight) -> bool:
-        ends_at = None if sight.left_s is None else time.monotonic() + sight.left_s
+        ends_at = None if sight.left_s is None else self._clock() + sight.left_s
         if kept.told == "active" and sight.restarts > kept.restarts:
             # It was put back and has begun again between two answers.
             self._post(ev.AllocationQueued(kept.name, kept.id, "it was started again"))
@@ -344,6 +357,7 @@ class Frontend:
                 sight.cpus or 0,
                 sight.memory_bytes or 0,
                 sight.gpus or 0,
+                self.profile.batch_system == "procedures",
             )
         )
         return is_new
@@ -359,7 +373,7 @@ class Frontend:
         if kept.unclear_since is None:
             return False
         kept.looks += 1
-        if kept.looks >= LOOKS and time.monotonic() - kept.unclear_since >= LOOKED_FOR_S:
+        if kept.looks >= LOOKS and self._clock() - kept.unclear_since >= LOOKED_FOR_S:
             # It never arrived.
             kept.unclear_since = None
             kept.looks = 0
@@ -368,6 +382,11 @@ class Frontend:
         return True
 
     def _over(self, kept: _Kept, end: str, why: str) -> None:
+        if self.profile.batch_system == "procedures" and end == "failed" and kept.told != "active":
+            # start_allocation would fail again.
+            said = why.removeprefix("start_allocation: ")
+            self._refused(kept, Rejected(why), ProcedureError("start_allocation", said))
+            return
         del self._kept[kept.name]
         self._tell(
             "allocation", host=self.profile.name, id=kept.id, state="ended", end=end, why=why,
@@ -396,11 +415,12 @@ class Frontend:
     async def _run_patiently(self, command: Command) -> Output:
         """Raises _Silent when the frontend cannot be reached now."""
         try:
-            return await self._run(command)
+            return await self.run(command)
         except OrchestraError as error:
             raise _Silent(str(error)) from error
 
-    async def _run(self, command: Command) -> Output:
+    async def run(self, command: Command) -> Output:
+        """Run a command on the frontend. Raises OrchestraError when it cannot be reached."""
         if self.profile.ssh == "local":
             return await _run_here(command)
         done = await self._pool.run(

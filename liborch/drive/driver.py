@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from liborch.batch_systems.names import named
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
@@ -24,6 +23,7 @@ from liborch.drive.execution import Execution
 from liborch.drive.ground import as_ours, unbroken
 from liborch.drive.orders import remote_folder, spec_from_json, spec_to_json, submitted
 from liborch.drive.outputs import OnOutput, Sink
+from liborch.drive.procedures import system_of
 from liborch.drive.ranks import open_details, spec_of
 from liborch.drive.recording import NOTHING, decode
 from liborch.drive.rounds import Rounds
@@ -66,6 +66,7 @@ class Driver(Rounds):
         policy: The core's.
         snapshots: Shared between drivers of one client.
         listener: Told what happens.
+        variables: RUNAWAY* variables of the caller, for a profile's procedures.
         waits_for_room: Results that find no room here are fetched when there is some; otherwise their execution is over without
             them, and they stay where they were made.
     """
@@ -128,7 +129,7 @@ class Driver(Rounds):
         if profile.name not in self.frontends:
             frontend = Frontend(
                 profile,
-                named(profile.batch_system),
+                system_of(profile, self._variables),
                 self._pool,
                 self.orchestration,
                 self.post,

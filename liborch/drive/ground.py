@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from liborch.batch_systems.procedures import Procedures
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
 from liborch.core.policy import Policy
@@ -60,6 +62,7 @@ class Ground:
         before_record: BeforeRecord | None = None,
         afterwards: Afterwards | None = None,
         waits_for_room: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.orchestration = orchestration
         # Whoever takes over draws the same lots: a link that was tried again is tried again when the events are told again.
@@ -103,6 +106,8 @@ class Ground:
         self._before_record = before_record
         self._afterwards = afterwards
         self._waits_for_room = waits_for_room
+        #: RUNAWAY* variables of the caller, for a profile's procedures.
+        self._variables = dict(variables or {})
         self._details: dict[str, dict[str, Any]] = {}
         self._grants: dict[str, asyncio.Future[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,8 +157,19 @@ class Ground:
             )
             if target.enter is None and profile.ssh != "local":
                 self._pool.behind[known.machine] = profile.ssh
+            if profile.batch_system == "procedures":
+                self._by_procedures(target, self.frontends[known.host], allocation.id if allocation else "")
             self.targets[node] = target
         return target
+
+    def _by_procedures(self, target: Target, frontend: Frontend, allocation: str) -> None:
+        from liborch.drive.procedures import prepare
+
+        assert isinstance(frontend.system, Procedures)
+        target.prepare = functools.partial(prepare, target, frontend, allocation, self._pool)
+        proxy = frontend.system.proxycommand(target.machine)
+        if proxy:
+            self._pool.proxies[target.machine] = proxy
 
     def now(self) -> float:
         """Seconds on the core's clock."""

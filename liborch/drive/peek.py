@@ -38,6 +38,8 @@ async def linked(target: Target, folders: Places, *, accept_new: bool = False) -
     """
     config = str(folders.ssh_config) if folders.ssh_config is not None else None
     pool = Pool(config_file=config, accept_new=accept_new)
+    if target.is_behind:
+        pool.behind[target.ssh] = target.profile.ssh
     try:
         link = await target.open(pool)
         try:

@@ -349,6 +349,10 @@ class Rounds(Errands):
             },
             "node": target.machine or target.name,
         }
+        if target.variables:
+            common["env"] = {**target.variables, **common["env"]}
+        if target.handles:
+            common["handles"] = list(target.handles)
         if target.slots.numa is not None:
             common["numa"] = target.slots.numa
         if target.slots.gpu_ids:
@@ -373,7 +377,7 @@ class Rounds(Errands):
 
     def _order(self, execution: Execution, target: Target, item: Item | None) -> dict[str, Any]:
         spec = execution.spec
-        folder = spec.folder
+        folder = spec.folder or target.start_folder or None
         variables: dict[str, str] = {}
         if spec.transfer is not None:
             folder = self._folder(execution)
@@ -407,6 +411,9 @@ class Rounds(Errands):
         target = self.targets.pop(node, None)
         if target is None:
             return
+        frontend = self.frontends.get(target.profile.name)
+        if frontend is not None:
+            frontend.node_error = target.error
         # The same agent may serve us again, in another allocation.
         self._left_off[target.state_id] = target.received
         if target.link is not None:
@@ -436,7 +443,7 @@ class Rounds(Errands):
     def _error_for(self, action: act.Finish) -> OrchestraError:
         """What a refusal is to whoever asked: no node can be used, for this reason; or no node would ever do it."""
         errors = [each.error for each in self.targets.values()] + [
-            each.error for each in self.frontends.values()
+            each.error or each.node_error for each in self.frontends.values()
         ]
         known = [error for error in errors if error is not None]
         if known and len(known) == len(errors):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,16 +55,29 @@ class Target:
     machine: str = ""
     #: Makes of a command line for its shell one for the shell of `ssh`, which is its frontend; None: `ssh` is the node.
     enter: Callable[[str], str] | None = None
+    #: What has to be done on it before its agent is started.
+    prepare: Callable[[], Awaitable[None]] | None = None
+    #: What its slots are called, the variables that executions there begin with, and the folder; by a profile's procedures.
+    handles: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    start_folder: str = ""
 
     def __repr__(self) -> str:
         return f"<Target {self.name}: {'linked' if self.link is not None else 'no link'}>"
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it is reached by ssh through its host's frontend, unless the ssh configuration knows better."""
+        return bool(self.machine) and self.enter is None and self.profile.ssh != "local"
 
     async def open(self, pool: Pool) -> AgentLink:
         """Open the link. Cancelled: nothing stays open.
 
         Raises:
-            HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationRefused, AgentError, StorageError.
+            HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationRefused, AgentError, StorageError, ProcedureError.
         """
+        if self.prepare is not None:
+            await self.prepare()
         link = await self._open_once(pool)
         theirs = link.hello.get("hash")
         if theirs and theirs != agent_hash():

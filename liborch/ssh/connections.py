@@ -331,6 +331,8 @@ class HostConnections:
         elif endpoint.jumps and endpoint.jumps[0] in (self.name, endpoint.host):
             # As ssh does when a `Host *` sends the jump host through itself.
             endpoint = replace(endpoint, jumps=())
+        elif self.name in self.pool.proxies:
+            endpoint = replace(endpoint, jumps=(), proxy_command=self.pool.proxies[self.name])
         elif not endpoint.jumps and endpoint.proxy_command is None and self.name in self.pool.behind:
             endpoint = replace(endpoint, jumps=(self.pool.behind[self.name],))
         if len(endpoint.jumps) > _MOST_JUMPS:

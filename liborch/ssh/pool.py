@@ -55,6 +55,8 @@ class Pool:
         self._debug = debug
         #: {node: frontend} of those that are reached through another host unless their configuration says otherwise.
         self.behind: dict[str, str] = {}
+        #: {node: command for ssh's ProxyCommand}, overruling its configuration.
+        self.proxies: dict[str, str] = {}
         self._hosts: dict[tuple[str, tuple[str, ...]], HostConnections] = {}
         self._gates: dict[object, Gate] = {}
         self._tasks: set[asyncio.Task[Any]] = set()

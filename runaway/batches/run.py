@@ -384,6 +384,7 @@ async def begin_batch(
         accept_new=options.accept_new,
         debug=messages.error if options.debug_ssh else None,
         snapshots=snapshots,
+        variables=prepared.own,
         **batch.options_for_driver(),
     ) as driver:
         for profile in prepared.profiles:

@@ -431,3 +431,30 @@ def test_whoever_goes_on_without_what_was_lent_asks_for_nodes_again() -> None:
     story.tell(ev.AllocationEnded("h1", "timeout"))
     story.tell(ev.ClusterAdded("big", nodes=1, most=1, walltime_s=60.0, cpus=2))
     assert asked(submit(story, 1)) == [("a1", 1)]
+
+
+def test_what_nobody_takes_away_is_left_by_placing_nothing_more_and_cuts_off_nothing() -> None:
+    story = cluster(walltime_s=None)
+    submit(story, 3, walltime_s=1000)
+    story.tell(ev.AllocationActive("a1", "71", ("n1",), 30.0, is_soft=True))
+    story.opened("n1/71", 2)
+    assert story.ahead("n1/71") == ["x3"]
+    story.tell(ev.Started("x1", 1), ev.Started("x2", 1))
+    until(story, "DRAINING")
+    assert story.now >= 30
+    assert act.Recall("x3", 1, "n1/71") in story.caused
+    story.tell(ev.Recalled("x3", 1))
+    story.tell(ev.Ended("x1", 1, "exit", 0), after=60.0)
+    assert story.state("x3") == "WAITING"
+    assert not [each for each in story.caused if isinstance(each, act.Cancel)]
+    story.tell(ev.Ended("x2", 1, "exit", 0), ev.Tick(), after=1.0)
+    story.tick()
+    assert released(story.caused) == ["a1"]
+
+
+def test_one_that_is_refused_when_it_was_in_the_queue_already() -> None:
+    story = cluster()
+    submit(story, 1)
+    story.tell(ev.AllocationQueued("a1", "71"), ev.AllocationRefused("a1", "start_allocation: ended with 3"))
+    assert "start_allocation: ended with 3" in story.end("x1").why
+    assert not story.machine.allocations
