@@ -32,7 +32,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from liborch.batch_systems.base import Command, Output
@@ -165,7 +165,8 @@ class SlurmCluster:
             self.start_controller()
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(self.start_node, self.nodes))
-            wait_until("all nodes idle", lambda: self.states() == dict.fromkeys(self.nodes, "idle"))
+            idle = dict.fromkeys(self.nodes, "idle")
+            wait_until("all nodes idle", _paced(lambda: self.states() == idle))
         except BaseException:
             self.stop()
             raise
@@ -225,12 +226,12 @@ class SlurmCluster:
     def clear(self) -> None:
         """Cancel everything and wait until the queue is empty and the nodes idle."""
         self.run("scancel $(squeue -h -a -o %A) 2>/dev/null", check=False)
-        wait_until("the queue to be empty", lambda: not self.queue())
+        wait_until("the queue to be empty", _paced(lambda: not self.queue()))
 
     def start_controller(self) -> None:
         """Start slurmctld with the state it left; it answers on return."""
         self.frontend.run("slurmctld")
-        wait_until("slurmctld", lambda: self.run("scontrol ping", check=False).returncode == 0)
+        wait_until("slurmctld", _paced(lambda: self.run("scontrol ping", check=False).returncode == 0))
 
     def sacctmgr(self, *lines: str) -> None:
         """Change the accounting, line by line; the controller knows on return."""
@@ -337,7 +338,8 @@ class SlurmCluster:
         self.run(f"mkdir -p /run/mysqld; setsid {server} >{folder}/mariadb.log 2>&1 </dev/null &")
         wait_until("the database", lambda: self.frontend.path("/run/mysqld/mysqld.sock").exists())
         self.run("slurmdbd")
-        wait_until("slurmdbd", lambda: self.run("sacctmgr -n show cluster", check=False).returncode == 0)
+        answers = "sacctmgr -n show cluster"
+        wait_until("slurmdbd", _paced(lambda: self.run(answers, check=False).returncode == 0))
         self.sacctmgr(*_ACCOUNTS.splitlines())
 
     def _mount(self, host: Host) -> None:
@@ -350,6 +352,18 @@ class SlurmCluster:
         pid = int(host.path(pid_file).read_text())
         host.kill(pid)
         wait_until(f"the end of {pid}", lambda: pid not in [each.pid for each in host.processes()])
+
+
+def _paced(true: Callable[[], bool]) -> Callable[[], bool]:
+    """Ask no more often than 20 times a second: each question is a process or two."""
+
+    def asked() -> bool:
+        if true():
+            return True
+        time.sleep(0.05)
+        return False
+
+    return asked
 
 
 def _replaced(text: str, settings: Mapping[str, object]) -> str:
