@@ -26,6 +26,11 @@ COMMANDS = {
     "alloc": ("runaway.commands.alloc", "Hold nodes of a cluster for later commands."),
     "allocs": ("runaway.commands.allocs", "List allocations that are queued or active, and who uses them."),
     "release": ("runaway.commands.release", "Give allocations back."),
+    "nodes": ("runaway.commands.nodes", "Show the nodes of a host: slots, who uses them, why others wait."),
+    "shell": (
+        "runaway.commands.shell",
+        "Open a terminal on a host, in an allocation, or beside an execution.",
+    ),
     "hosts": ("runaway.commands.hosts", "List, show and check the hosts that can be named."),
     "doctor": ("runaway.commands.doctor", "Try everything that a host has to do for us."),
     "completion": ("runaway.commands.completion", "Print the completion script of a shell."),

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import msgspec
 
+from liborch import patterns
 from liborch.batch_systems.base import Request
 from liborch.core.things import Allocation
 from liborch.drive.driver import HELD, Driver
@@ -80,6 +81,7 @@ async def allocate(wish: Wish) -> int:
     async with driving(
         orchestration, "alloc", title, folders, details=details_of([profile], folders),
         accept_new=wish.accept_new, listener=listener,
+        variables=patterns.caller_variables(environment, env_read=True),
     ) as driver:  # fmt: skip
         driver.add_host(profile)
         driver.hold_nodes(profile)

@@ -185,13 +185,12 @@ def pick(text: str, found: Sequence[Found], *, host: str = "") -> Found:
         UnknownName: None, or several.
     """
     where = f" of {host}" if host else ""
-    hint = "`runaway allocs` lists yours" if found else f"you have none{where}; `runaway alloc` asks for one"
+    ask = f"`runaway alloc {host or 'HOST'}` asks for one"
+    hint = "`runaway allocs` lists yours" if found else f"you have none{where}; {ask}"
     if text == "last":
         held = [each for each in found if each.is_held]
         if not held:
-            raise UnknownName(
-                "allocation", text, hint=f"nobody holds one{where}; `runaway alloc` asks for one"
-            )
+            raise UnknownName("allocation", text, hint=f"you hold none{where}; {ask}")
         return max(held, key=lambda each: each.maker.created_at if each.maker is not None else 0.0)
     named = [each for each in found if text in (each.id, each.id.partition(";")[0], _name_of(each))]
     if not named and len(text) >= 3:

@@ -31,9 +31,16 @@ _OPERANDS = {
     "fetch": ("id",),
     "clean": ("host or id*",),
     "doctor": ("host",),
+    "alloc": ("host",),
+    "allocs": ("host*",),
+    "release": ("allocation*",),
+    "nodes": ("host",),
+    "shell": ("host",),
     "hosts": ("hosts", "host*"),
     "completion": ("shell",),
 }
+#: Options whose values are looked up.
+_NAMES = {"--batch": "batch", "--alloc": "allocation", "--exec": "live", "--host": "host", "-H": "host"}
 SHELLS = ("bash", "zsh", "fish")
 #: Ids offered: the newest ones, or, once something is typed, the first that begin so.
 MOST_IDS = 50
@@ -54,8 +61,8 @@ def candidates(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) ->
     if any(word.startswith("-") for word in operands):
         values = _values(commands[command][0], before)
         if before[-1] in values:
-            if before[-1] == "--batch":
-                return [word for word in _words("batch", typed) if word.startswith(typed)]
+            if before[-1] in _NAMES:
+                return [word for word in _words(_NAMES[before[-1]], typed) if word.startswith(typed)]
             return [value for value in values[before[-1]] if value.startswith(typed)]
         operands = [
             word for last, word in pairwise(before) if last not in values and not word.startswith("-")
@@ -71,6 +78,8 @@ def _words(kind: str, typed: str) -> list[str]:
         return ["list", "check", "show"]
     if kind == "shell":
         return list(SHELLS)
+    if kind == "allocation":
+        return _allocations()
     found: list[str] = []
     if "host" in kind:
         found += _hosts()
@@ -86,6 +95,24 @@ def _hosts() -> list[str]:
 
     folders = places(dict(os.environ))
     return known_hosts_names(folders.profiles, ssh_config_of(folders))
+
+
+def _allocations() -> list[str]:
+    """Those that were asked for here and not released; what else is in the queue only the batch system knows."""
+    import json
+    import sqlite3
+
+    from liborch.places import places
+
+    journal = places(dict(os.environ)).journal
+    query = f"SELECT details FROM orchestrations WHERE kind = 'alloc' AND state != 'ended' ORDER BY number DESC LIMIT {MOST_IDS}"
+    try:
+        db = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=0.2)
+        noted = [json.loads(row[0]).get("allocation", {}) for row in db.execute(query)]
+    except (sqlite3.Error, ValueError):
+        return []
+    ids = [str(each["id"]) for each in noted if each.get("id")]
+    return [*dict.fromkeys(ids), *(["last"] if ids else [])]
 
 
 def _ids(typed: str, kind: str) -> list[str]:

@@ -19,6 +19,7 @@ from liborch.places import Places, places
 from liborch.plain_text import neutral
 from liborch.profiles.find import find_host, near_hosts
 from liborch.quantities import format_duration, format_size
+from liborch.specs import HostProfile
 from liborch.ssh import Pool
 from runaway.records import SCHEMA_VERSION
 
@@ -88,6 +89,11 @@ def examine(host: str, *, accept_new: bool, as_json: bool) -> int:
             asyncio.run(_examine(target, folders, examination, accept_new))
         except CannotGoOn:
             status = 255
+    if profile.batch_system != "none" and status == 0:
+        try:
+            asyncio.run(_examine_queue(profile, folders, examination, accept_new))
+        except CannotGoOn:
+            status = 255
     return status or int(examination.failed)
 
 
@@ -114,6 +120,24 @@ async def _examine(target: Target, folders: Places, tell: Examination, accept_ne
     _judge_directory(tell, target.directory, probe)
     _judge_record(tell, status)
     _judge_room(tell, status, limited=bool(hello.get("limits")))
+
+
+async def _examine_queue(profile: HostProfile, folders: Places, tell: Examination, accept_new: bool) -> None:
+    """Ask the batch system what is ours. What else is wrong with the frontend is said by the other steps."""
+    from liborch.drive.queues import LIVE, look
+
+    config = str(folders.ssh_config) if folders.ssh_config is not None else None
+    began = time.monotonic()
+    try:
+        async with _pool(config, accept_new) as pool:
+            told = await look(profile, pool)
+    except OrchestraError as error:
+        tell.stop("queue", f"{profile.batch_system}: {error}", "is it the batch system of this frontend?")
+        return
+    took_s = time.monotonic() - began
+    states = [sight.state for sight in told.values() if sight.state in LIVE]
+    ours = ", ".join(f"{states.count(state)} {state}" for state in LIVE if state in states) or "none"
+    tell.say("queue", "ok", f"{profile.batch_system} answers in {took_s:.1f} s; allocations of yours: {ours}")
 
 
 @contextlib.asynccontextmanager

@@ -21,13 +21,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from liborch.batch_systems.base import (
-    MOST_OUTPUT,
     Accepted,
     BatchSystem,
     Command,
@@ -41,6 +39,7 @@ from liborch.batch_systems.base import (
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.things import Allocation
+from liborch.drive.frontend_commands import run_on_frontend
 from liborch.errors import HostUnreachable, OrchestraError, ProcedureError, SpecError
 from liborch.specs import HostProfile
 from liborch.ssh import Pool
@@ -421,46 +420,8 @@ class Frontend:
 
     async def run(self, command: Command) -> Output:
         """Run a command on the frontend. Raises OrchestraError when it cannot be reached."""
-        if self.profile.ssh == "local":
-            return await _run_here(command)
-        done = await self._pool.run(
-            self.profile.ssh, shlex.join(command.argv), input=command.stdin, timeout_s=command.timeout_s
-        )
-        code = done.exit_status
-        if done.signal is not None:
-            code = 255
-        return Output(None if done.unknown else code, done.stdout, done.stderr, done.truncated)
+        return await run_on_frontend(self.profile, self._pool, command)
 
 
 class _Silent(Exception):
     """The frontend or its batch system gave no answer."""
-
-
-async def _run_here(command: Command) -> Output:
-    """Run a command of a batch system on this machine; killed when its time is over."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command.argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return Output(127, b"", f"{command.argv[0]}: {error.strerror}".encode())
-    try:
-        async with asyncio.timeout(command.timeout_s):
-            stdout, stderr = await process.communicate(command.stdin)
-    except TimeoutError:
-        return Output(None)
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    return Output(
-        process.returncode,
-        stdout[:MOST_OUTPUT],
-        stderr[:MOST_OUTPUT],
-        max(len(stdout), len(stderr)) > MOST_OUTPUT,
-    )

@@ -16,6 +16,7 @@ import msgspec
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.drive.orders import remote_folder
 from liborch.drive.outputs import OnOutput
+from liborch.drive.procedures import proxies_of
 from liborch.drive.targets import Target
 from liborch.drive.transfers import collect, tidy, values_after
 from liborch.errors import AgentError, SpecError, TransferError
@@ -40,6 +41,7 @@ async def linked(target: Target, folders: Places, *, accept_new: bool = False) -
     pool = Pool(config_file=config, accept_new=accept_new)
     if target.is_behind:
         pool.behind[target.ssh] = target.profile.ssh
+        pool.proxies.update(proxies_of(target))
     try:
         link = await target.open(pool)
         try:

@@ -39,6 +39,15 @@ def system_of(profile: HostProfile, variables: Mapping[str, str]) -> BatchSystem
     return Procedures(profile.procedures or Commands(), own)
 
 
+def proxies_of(target: Target) -> dict[str, str]:
+    """{machine: command for ssh's ProxyCommand}; empty: it is reached as any other. Raises ProcedureError for a name that is none."""
+    profile = target.profile
+    if profile.batch_system != "procedures" or not target.machine:
+        return {}
+    proxy = Procedures(profile.procedures or Commands(), {}).proxycommand(target.machine)
+    return {target.machine: proxy} if proxy else {}
+
+
 async def prepare(target: Target, frontend: Frontend, allocation: str, pool: Pool) -> None:
     """Run get_node_handles on a node, and note its slots, variables and folder.
 

@@ -6,12 +6,11 @@ Whoever drives an orchestration has a `Frontend` (`allocating.py`), which keeps 
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Iterable, Sequence
 
-from liborch.batch_systems.base import BatchSystem, Command, Output, Sight, Unclear, is_id
-from liborch.batch_systems.names import named
-from liborch.drive.allocating import _run_here
+from liborch.batch_systems.base import BatchSystem, Sight, Unclear, is_id
+from liborch.drive.frontend_commands import run_on_frontend
+from liborch.drive.procedures import system_of as known_system
 from liborch.errors import SpecError, WorldError
 from liborch.specs import HostProfile
 from liborch.ssh import Pool
@@ -32,7 +31,7 @@ def system_of(profile: HostProfile) -> BatchSystem:
             f"{profile.name} has no batch system, so nothing can be allocated there: its nodes are there for good. "
             f"If it has one, say so in {where}: `batch_system: slurm`"
         )
-    return named(profile.batch_system)
+    return known_system(profile, {})
 
 
 async def look(profile: HostProfile, pool: Pool, ids: Sequence[str] = ()) -> dict[str, Sight]:
@@ -44,7 +43,7 @@ async def look(profile: HostProfile, pool: Pool, ids: Sequence[str] = ()) -> dic
         WorldError: The batch system gave no answer that is understood.
     """
     system = system_of(profile)
-    answer = system.parse_query(await run(profile, pool, system.query(ids)))
+    answer = system.parse_query(await run_on_frontend(profile, pool, system.query(ids)))
     if isinstance(answer, Unclear):
         raise WorldError(f"{profile.name}: {answer.why}; try again in a minute")
     return {id: sight for id, sight in answer.items() if sight.token or id in ids}
@@ -63,7 +62,7 @@ async def end(profile: HostProfile, pool: Pool, ids: Iterable[str]) -> list[str]
     while left and loop.time() - began < END_S:
         if loop.time() - asked_at >= AGAIN_S:
             asked_at = loop.time()
-            said = system.parse_cancel(await run(profile, pool, system.cancel(left)))
+            said = system.parse_cancel(await run_on_frontend(profile, pool, system.cancel(left)))
             if said is not None and not isinstance(said, Unclear):
                 raise WorldError(f"{profile.name}: {said.why}")
         told = await look(profile, pool, left)
@@ -71,14 +70,3 @@ async def end(profile: HostProfile, pool: Pool, ids: Iterable[str]) -> list[str]
         if left:
             await asyncio.sleep(LOOK_S)
     return left
-
-
-async def run(profile: HostProfile, pool: Pool, command: Command) -> Output:
-    """Run a batch system's command on a host's frontend. Raises what `Pool.run` raises."""
-    if profile.ssh == "local":
-        return await _run_here(command)
-    done = await pool.run(
-        profile.ssh, shlex.join(command.argv), input=command.stdin, timeout_s=command.timeout_s
-    )
-    code = 255 if done.signal is not None else done.exit_status
-    return Output(None if done.unknown else code, done.stdout, done.stderr, done.truncated)

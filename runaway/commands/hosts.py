@@ -32,7 +32,14 @@ def list_hosts(as_json: bool) -> int:
     folders = places(dict(os.environ))
     profiles, errors = load_all(folders.profiles)
     rows = [(LOCAL, "built in", "this machine")]
-    rows += [(profile.name, "profile", profile.source) for profile in profiles]
+    rows += [
+        (
+            profile.name,
+            "profile" if profile.batch_system == "none" else f"profile, {profile.batch_system}",
+            profile.source,
+        )
+        for profile in profiles
+    ]
     config = ssh_config_of(folders)
     known = {row[0] for row in rows}
     rows += [(name, "ssh alias", str(config)) for name in ssh_aliases(config) if name not in known]

@@ -118,3 +118,48 @@ def test_an_id_that_nobody_knows_is_told_with_the_nearest(slurm_lab: SlurmCluste
     assert done.returncode == 2
     assert f"did you mean {held['id']}?" in done.stderr.decode()
     assert person.run("release", "last").returncode == 0
+
+
+def test_nodes_and_shells_of_an_allocation(slurm_lab: SlurmCluster, person: Person) -> None:
+    assert b"no nodes of big are yours now" in person.run("nodes", "big").stderr
+    assert b"runaway alloc big" in person.run("shell", "big", "--alloc", "last").stderr
+    held = person.json("alloc", "big", "-N", "2")
+    one, other = held["nodes"]
+    batch = person.start("batch", "big", "/bin/sleep", "--alloc", "last", "-x", "12", "--", "600")
+    wait_until("four have no room", lambda: waiting(person) == 4)
+    told = [each for each in nodes(person) if each["kind"] == "node"]
+    assert {each["machine"] for each in told} == {one, other}
+    assert [(each["cpus"], each["used_cpus"], len(each["runs"])) for each in told] == [(4, 4, 4)] * 2
+    assert {run["label"] for each in told for run in each["runs"]} == {"/bin/sleep 600"}
+    shown = person.run("nodes", "big").stdout.decode()
+    assert "0 of 4 free" in shown
+    assert "wait in " in shown
+    assert person.run("shell", "big", "--", "uname", "-n").stdout == b"h1\n"
+    there = person.run("shell", "big", "--alloc", "last", "--node", other, "--", "uname", "-n")
+    assert there.stdout.decode() == f"{other}\n", there.stderr.decode()
+    x, where = next((run["id"], each["node"]) for each in told for run in each["runs"])
+    beside = person.run("shell", "--exec", x, "--", "sh", "-c", "echo $RUNAWAY_UUID on $(uname -n)")
+    assert beside.stdout.decode() == f"{x} on {where.partition('/')[0]}\n", beside.stderr.decode()
+    assert person.run("release", "last").returncode == 0
+    batch.wait(timeout=30)
+    assert queue(slurm_lab) == []
+
+
+def nodes(person: Person) -> list[dict[str, Any]]:
+    """What `nodes` tells, and what it tells of those who wait."""
+    done = person.run("nodes", "big", "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def waiting(person: Person) -> int:
+    """How many of a batch wait, once the others run."""
+    told = nodes(person)
+    ready = all(len(each["runs"]) == 4 for each in told if each["kind"] == "node")
+    return sum(each["count"] for each in told if each["kind"] == "waiting") if ready else 0
+
+
+def test_doctor_asks_the_batch_system(slurm_lab: SlurmCluster, person: Person) -> None:
+    told = person.run("doctor", "big").stdout.decode()
+    assert "slurm answers in" in told
+    assert "allocations of yours: none" in told
