@@ -145,7 +145,8 @@ class Orchestration(Allocations):
 
     def _place_in_lease(self, item: Item) -> None:
         lease = self.items.get(item.lease)
-        if lease is None or lease.node is None or lease.state != "RUNNING" or lease.cancelling:
+        is_held = lease is not None and lease.state == "RUNNING" and not (lease.cancelling or lease.evicting)
+        if lease is None or lease.node is None or not is_held:
             self._conclude(item, "refused", None, "its slot is not held any more")
             return
         self._tenants.setdefault(lease.x, {})[item.x] = None
@@ -240,6 +241,10 @@ class Orchestration(Allocations):
         if self.draining and not item.lease and (item.gang is None or not item.gang.is_said):
             self._out.append(act.Unstage(item.x, item.node.name))
             self._back_to_queue(item, "recalled")
+        elif item.evicting:
+            # The node is being given up, and with it the slot it was to run in, or its part of a gang.
+            self._out.append(act.Unstage(item.x, item.node.name))
+            self._back_to_queue(item, "recalled")
         elif item.node.link == "OPEN":
             self._hand(item, item.node)
 
@@ -317,6 +322,11 @@ class Orchestration(Allocations):
             return
         if item.staged and item.node is not None:
             self._out.append(act.Unstage(item.x, item.node.name))
+        if item.evicting and item.gang is None:
+            # The node was also asked to end it, and will say that it did: of this attempt, so the next is another.
+            self._leave_node(item)
+            self._conclude(item, "cancelled" if item.cancelling else "allocation", None, "")
+            return
         self._back_to_queue(item, "recalled")
 
     def _refused(self, event: ev.Refused) -> None:

@@ -16,7 +16,8 @@ from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.policy import Policy
 from liborch.sim.node import Plan
-from liborch.sim.world import Weather, World
+from liborch.sim.weather import Weather
+from liborch.sim.world import World
 
 HOUR_S = 3600.0
 #: An attempt on a node out of reach for so long is done elsewhere.
@@ -76,7 +77,7 @@ class Campaign(World):
         self.wiped: set[str] = set()
         self.done_s = 0.0
         policy = Policy(first_attempts=1_000_000, give_up_s=GIVE_UP_S)
-        super().__init__(seed, executions, nodes, season(hours), policy)
+        super().__init__(seed, executions, nodes, season(hours), policy, machines=0)
 
     def _build(self, count: int) -> None:
         self._build_nodes(count)

@@ -27,13 +27,24 @@ class Surroundings(Protocol):
 
     now: float
     rng: random.Random
-    nodes: dict[str, SimNode]
 
     def later(self, delay_s: float, what: Callable[[], None]) -> None:
         """Call something after so many seconds."""
 
+    def at(self, moment_s: float, what: Callable[[], None]) -> None:
+        """Call something at a time; those of one moment in the order they were asked for."""
+
     def can_reach(self, node: str) -> bool:
         """Whether a connection would come through."""
+
+    def agent(self, node: str) -> SimNode:
+        """What answers on a node that can be reached. One of a cluster has many names, one after the other."""
+
+    def allocate(self, action: act.Allocate) -> None:
+        """Have a batch system asked for nodes."""
+
+    def release(self, action: act.Release) -> None:
+        """Have an allocation given back."""
 
     def latency_s(self, node: str) -> float:
         """One way, just now."""
@@ -46,6 +57,9 @@ class Surroundings(Protocol):
 
     def on_action(self, action: act.AnyAction) -> None:
         """The ledger's: called for every action decided on, carried out or not."""
+
+    def on_rise(self) -> None:
+        """Another client has rebuilt the state, and is about to go on."""
 
     def on_grant(self, x: str) -> None:
         """A slot is there for the person who asked."""
@@ -71,6 +85,8 @@ class Reach:
     def __init__(self) -> None:
         self.line: Line | None = None
         self.numbers = 0
+        #: What the line leads to, or led to.
+        self.talks_to: SimNode | None = None
         #: When the last message under way arrives: a connection keeps the order.
         self.arrives = {"there": 0.0, "here": 0.0}
         self.received = 0
@@ -174,6 +190,7 @@ class Client:
             assert before[name] == after[name], f"{name} is {after[name]} after replay, was {before[name]}"
         self.machine = rebuilt
         self.is_down = False
+        self.world.on_rise()
         missed, self._missed = self._missed, []
         self.post(ev.PolicyChosen(self.policy))
         self.post(ev.Restarted())
@@ -213,6 +230,12 @@ class Client:
                 self._bringing.pop(x, None)
             case act.Grant(x=x):
                 self.world.on_grant(x)
+            case act.Allocate():
+                self.world.allocate(action)
+            case act.Release():
+                self.world.release(action)
+            case act.Forget(node=node):
+                self._forget(node)
 
     def _order(self, x: str) -> dict[str, Any]:
         item = self.machine.items[x]
@@ -267,8 +290,14 @@ class Client:
         world.later(2 * world.latency_s(node), there)
 
     def _attach(self, node: str, reach: Reach, line: Line) -> None:
-        agent = self.world.nodes[node]
+        agent = self.world.agent(node)
+        for other in self.reaches:
+            # Who speaks for this owner is one: under whatever name the machine was known before, that conversation ends.
+            if other != node and self.reaches[other].talks_to is agent:
+                self.tear(other)
+        agent.wake()
         reach.line = line
+        reach.talks_to = agent
         reach.arrives = {"there": 0.0, "here": 0.0}
         if agent.state_id != reach.state_id:
             reach.state_id = agent.state_id
@@ -285,6 +314,12 @@ class Client:
         )
         self._under_way(node, line, "here", lambda: self._receive(node, missed))
         self._under_way(node, line, "here", lambda: self.post(opened))
+
+    def _forget(self, node: str) -> None:
+        reach = self.reaches.pop(node, None)
+        if reach is not None:
+            reach.line = None
+            reach.numbers += 1
 
     def tear(self, node: str) -> None:
         """The connection breaks: what is under way is lost. The client notices after a while."""
@@ -309,20 +344,23 @@ class Client:
             if reach.line is line and (way == "there" or line.life == self.life):
                 then()
 
-        world.later(at - world.now, arrive)
+        # Not `later`: what is added to a difference may be less than what it was taken from, and pass what is before it.
+        world.at(at, arrive)
 
     def _send(self, node: str, message: Callable[[SimNode], None]) -> None:
         line = self._reach(node).line
         if line is not None:
-            self._under_way(node, line, "there", lambda: message(self.world.nodes[node]))
+            self._under_way(node, line, "there", lambda: message(self.world.agent(node)))
 
-    def told(self, node: str) -> None:
+    def told(self, agent: SimNode) -> None:
         """A node's agent has events: they go out together, a moment later."""
-        reach = self._reach(node)
-        line = reach.line
-        if line is None:
-            return
-        agent = self.world.nodes[node]
+        for node, reach in self.reaches.items():
+            if reach.talks_to is agent and reach.line is not None:
+                self._tell(node, reach, reach.line)
+                return
+
+    def _tell(self, node: str, reach: Reach, line: Line) -> None:
+        agent = self.world.agent(node)
         if agent.state_id != reach.state_id:
             self.tear(node)  # An agent that begins anew has no sessions.
             return

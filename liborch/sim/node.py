@@ -98,6 +98,8 @@ class SimNode:
         self._on_events = on_events
         self._on_start = on_start
         self._generation = 0
+        #: No keeper runs.
+        self._is_down = False
         #: Attempts of which an end may have been told that the next keeper knew nothing of.
         self.forgotten: set[Key] = set()
         self._begin()
@@ -126,8 +128,15 @@ class SimNode:
 
     # ------------------------------------------------------------------ what a client says
 
+    def wake(self) -> None:
+        """Start a keeper, where there is none: what waits goes on."""
+        if self._is_down:
+            self._is_down = False
+            self._fill()
+
     def attach(self, owner: str, ack: int) -> tuple[list[NodeEvent], list[tuple[str, int, str]]]:
         """Return what the owner has not acknowledged, and what is held for it."""
+        self.wake()
         self.ack(owner, ack)
         holding: list[tuple[str, int, str]] = []
         for key in self.queues.keys_of(owner):
@@ -251,8 +260,14 @@ class SimNode:
             self._record is not None and key in self._record[1] and key in self.open and key not in self.runs
         )
 
-    def kill_keeper(self, why: str = "keeper: its keeper process was killed while it ran") -> None:
-        """What runs is lost, what waits goes on; slots are asked for again. A full disk is mended by who looks after it."""
+    def kill_keeper(
+        self, why: str = "keeper: its keeper process was killed while it ran", *, rises: bool = True
+    ) -> None:
+        """What runs is lost, what waits goes on; slots are asked for again. A full disk is mended by who looks after it.
+
+        `rises` false: there is nobody to start another keeper until somebody attaches.
+        """
+        self._is_down = not rises
         lost = {key: run.order for key, run in self.runs.items()}
         self._clear_room()
         if self._record is not None:
@@ -289,7 +304,7 @@ class SimNode:
 
     def _fill(self) -> None:
         room = self.room
-        while self.queues and self._record is None:
+        while self.queues and self._record is None and not self._is_down:
             order = self.queues.pop_fitting(lambda waiting: room.fits(*_needs(waiting)))
             if order is None:
                 return

@@ -7,6 +7,8 @@ Everything that happens lies in one heap, ordered by time; chance is one seeded 
 * each submitted execution ends exactly once, with the verdict its node gave;
 * what was cancelled never starts afterwards;
 * no node runs more than it has room for, and at the end nothing is left on any;
+* where there is a cluster: never more allocations than allowed, each over at the end, none ended that never was, nothing
+  given to a node of one that is known to be over, nothing starts on a machine that is not ours;
 * the machine's invariants hold after each event, and replaying its events rebuilds its state.
 """
 
@@ -17,44 +19,18 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.policy import Policy
 from liborch.errors import InvariantError
-from liborch.sim.client import Client
+from liborch.sim.client import OWNER, Client
+from liborch.sim.clustered import GIB, Clustered
 from liborch.sim.node import Plan, SimNode
-
-GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Weather:
-    """How bad it is. Probabilities of a misfortune each time it could strike, or how many strike in the whole run."""
-
-    cancelled: float = 0.4
-    slots: float = 0.25
-    paused: float = 0.06
-    transfer_fails: float = 0.05
-    said_twice: float = 0.1
-    refused: float = 0.01
-    acknowledged: float = 0.6
-    tears: int = 60
-    partitions: int = 10
-    keeper_kills: int = 8
-    reboots: int = 4
-    state_losses: int = 3
-    nodes_lost: int = 2
-    nodes_given_up: int = 1
-    crashes: int = 6
-    drains: int = 2
+from liborch.sim.weather import Weather
 
 
-CALM = Weather(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-
-
-class World:
+class World(Clustered):
     """See the module's text.
 
     Args:
@@ -63,6 +39,7 @@ class World:
         nodes: How many nodes there are.
         weather: How bad it is.
         policy: The core's.
+        machines: How many there are of a cluster; 0: there is none. None: by the seed.
     """
 
     #: Nothing may take longer than this after the weather has calmed, in virtual seconds.
@@ -75,12 +52,18 @@ class World:
         nodes: int = 6,
         weather: Weather | None = None,
         policy: Policy | None = None,
+        machines: int | None = None,
     ) -> None:
+        super().__init__()
         self.seed = seed
         self.rng = random.Random(seed)
         self.weather = weather or Weather()
         self.now = 0.0
         self.nodes: dict[str, SimNode] = {}
+        if machines is None:
+            machines = random.Random(seed).choice((0, 4, 8))
+        if policy is None and machines:
+            policy = Policy(cut_offs_most=self.rng.choice((0, 1, 3)), idle_s=self.rng.choice((5.0, 60.0)))
         self.client = Client(self, policy or Policy(), seed)
         self.requests = requests
         #: Executions and slots submitted and not ended; how many times each (execution, attempt) was started.
@@ -96,6 +79,8 @@ class World:
         self._happenings: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._calm = False
+        if machines:
+            self._build_cluster(machines)
         self._build(nodes)
 
     def __repr__(self) -> str:
@@ -107,6 +92,10 @@ class World:
         """Call something after so many seconds."""
         heapq.heappush(self._happenings, (self.now + delay_s, next(self._count), what))
 
+    def at(self, moment_s: float, what: Callable[[], None]) -> None:
+        """Call something at a time; those of one moment in the order they were asked for."""
+        heapq.heappush(self._happenings, (moment_s, next(self._count), what))
+
     def chance(self, name: str) -> bool:
         """Whether a misfortune of that name strikes."""
         if self._calm and name != "acknowledged":
@@ -115,7 +104,14 @@ class World:
 
     def can_reach(self, node: str) -> bool:
         """Whether a connection would come through."""
-        return node not in self.gone and self._away.get(node, 0.0) <= self.now
+        machine, _, id = node.partition("/")
+        if id and self.cluster is not None and not self.is_lax and self.cluster.of(machine) is None:
+            return False
+        return machine not in self.gone and self._away.get(machine, 0.0) <= self.now
+
+    def agent(self, node: str) -> SimNode:
+        """What answers on a node: of a cluster, the machine's."""
+        return self.nodes.get(node) or self.machines[node.partition("/")[0]]
 
     def latency_s(self, node: str) -> float:
         """One way, just now: mostly short, at times long."""
@@ -144,7 +140,10 @@ class World:
         at = 0.0
         # From nodes that are often free to queues that grow as long as requests come.
         mean_s = rng.choice((2.5, 4.0, 6.0))
-        cores = sum(node.room.cpus for node in self.nodes.values())
+        if self.machines:
+            # Long enough for allocations to come and go.
+            mean_s *= rng.choice((1.0, 4.0, 16.0))
+        cores = sum(node.room.cpus for node in (*self.nodes.values(), *self.machines.values()))
         for number in range(self.requests):
             at += rng.expovariate(cores / mean_s)
             self.later(at, lambda number=number: self._ask(number))  # type: ignore[misc]
@@ -156,18 +155,23 @@ class World:
         for number in range(count):
             name = f"n{number}"
             gpus = rng.choice((0, 0, 2)) if number else 2
-            self.nodes[name] = SimNode(
-                name,
-                8 if not number else rng.choice((1, 2, 4, 8)),
-                rng.choice((8, 16, 64)) * GIB if number else 64 * GIB,
-                gpus,
-                clock=lambda: self.now,
-                later=self.later,
-                plan=self._plan,
-                on_events=lambda name=name: self._on_events(name),  # type: ignore[misc]
-                on_start=lambda x, attempt, name=name: self._on_start(name, x, attempt),  # type: ignore[misc]
-            )
+            cpus = 8 if not number else rng.choice((1, 2, 4, 8))
+            memory_bytes = rng.choice((8, 16, 64)) * GIB if number else 64 * GIB
+            self.nodes[name] = self._node(name, cpus, memory_bytes, gpus)
             self.later(rng.choice((0.0, rng.uniform(0.0, 60.0))), lambda name=name: self._add(name))  # type: ignore[misc]
+
+    def _node(self, name: str, cpus: int, memory_bytes: int, gpus: int) -> SimNode:
+        return SimNode(
+            name,
+            cpus,
+            memory_bytes,
+            gpus,
+            clock=lambda: self.now,
+            later=self.later,
+            plan=self._plan,
+            on_events=lambda: self._on_events(name),
+            on_start=lambda x, attempt: self._on_start(name, x, attempt),
+        )
 
     def _brew(self, until_s: float) -> None:
         """The misfortunes that are counted, at any time until then."""
@@ -177,10 +181,11 @@ class World:
             (self._kill_keeper, self.weather.keeper_kills),
             (self._reboot, self.weather.reboots),
             (self._lose_state, self.weather.state_losses),
-            (self._lose_node, self.weather.nodes_lost),
-            (self._give_up, self.weather.nodes_given_up),
+            (self._lose_node, self.weather.nodes_lost if len(self.nodes) > 2 else 0),
+            (self._give_up, self.weather.nodes_given_up if len(self.nodes) > 2 else 0),
             (self._crash, self.weather.crashes),
             (self._drain, self.weather.drains),
+            *self._brewed_for_clusters(),
         ):
             for _ in range(times):
                 self.later(self.rng.uniform(0.0, until_s), what)
@@ -189,8 +194,11 @@ class World:
         # A person waits out the trouble: unreachable nodes come back, a refused host is mended by a new client.
         self.later(self._last_request + 30.0, self._calm_down)
         until = self._last_request + self.patience_s
+        moment, at_once = 0.0, 0
         while self._happenings:
             self.now, _number, what = heapq.heappop(self._happenings)
+            moment, at_once = self.now, (at_once + 1 if self.now == moment else 0)
+            assert at_once < 10_000, f"time stands still: {self.client.record[-1]}"
             if self.now > until:
                 stuck = sorted(self.pending)[:5]
                 stories = "; ".join(
@@ -203,12 +211,13 @@ class World:
     def _calm_down(self) -> None:
         self._calm = True
         self._away.clear()
+        self._silent_until = 0.0
         self.client.post(ev.Restarted())
 
     def _check_the_end(self) -> None:
         assert not self.pending, f"{sorted(self.pending)[:5]} never ended"
         assert self.client.machine.is_idle
-        for node in self.nodes.values():
+        for node in (*self.nodes.values(), *self._machines_at_the_end()):
             if node.name in self.gone or node.name in self.given_up:
                 continue
             assert not node.runs, f"left running: {node!r} {list(node.runs)}"
@@ -217,6 +226,21 @@ class World:
             assert node.room.used_cpus == 0
             assert node.room.used_memory == 0
             assert len(node.room.free_gpus) == len(node.room.gpus)
+
+    def _machines_at_the_end(self) -> list[SimNode]:
+        """Somebody comes to each once more, and then nothing of ours is there."""
+        if self.cluster is None:
+            return []
+        live = [entry for entry in self.cluster.entries.values() if entry.is_live]
+        assert not live, f"left in the queue: {live}"
+        assert not self.client.machine.allocations, f"not over: {self.client.machine.allocations}"
+        assert all("/" not in name for name in self.client.machine.nodes), "nodes of allocations are left"
+        for node in self.machines.values():
+            node.cancel(OWNER, list(node.open))
+        while self._happenings:
+            self.now, _number, what = heapq.heappop(self._happenings)
+            what()
+        return list(self.machines.values())
 
     # ------------------------------------------------------------------ persons
 
@@ -231,7 +255,7 @@ class World:
         is_slot = rng.random() < self.weather.slots
         x = f"{'s' if is_slot else 'e'}{number}"
         walltime_s = rng.choice((None, 1.0, 10.0, 60.0))
-        names = tuple(rng.sample(sorted(self.nodes), 2)) if rng.random() < 0.05 else ()
+        names = tuple(rng.sample(sorted(self.nodes), 2)) if rng.random() < 0.05 and self.nodes else ()
         request = ev.Submitted(
             x,
             batch=rng.choice(("", "b1", "b2")),
@@ -283,8 +307,10 @@ class World:
         self.later(rng.expovariate(0.2), lambda: self.client.post(ev.SlotAbandoned(x)))
 
     def _drain(self) -> None:
-        """The first Ctrl-C; a while later another client goes on."""
+        """The first Ctrl-C, or the second; a while later another client goes on."""
         self.client.post(ev.Draining())
+        if self.cluster is not None and self.rng.random() < 0.5:
+            self.client.post(ev.AllocationsUnwanted())
         self.later(self.rng.uniform(0.0, 20.0), lambda: self.client.post(ev.Restarted()))
 
     def on_refused(self, node: str) -> None:
@@ -294,29 +320,34 @@ class World:
     # ------------------------------------------------------------------ misfortune
 
     def _some_node(self) -> str:
-        return self.rng.choice(sorted(self.nodes))
+        granted = [name for name, node in self.client.machine.nodes.items() if node.is_granted]
+        return self.rng.choice([*sorted(self.nodes), *granted] or sorted(self.machines))
 
     def _tear(self) -> None:
         self.client.tear(self._some_node())
 
     def _part(self) -> None:
         node = self._some_node()
-        self._away[node] = self.now + self.rng.choice((3.0, 60.0, 600.0))
+        self._away[node.partition("/")[0]] = self.now + self.rng.choice((3.0, 60.0, 600.0))
         self.client.tear(node)
 
     def _kill_keeper(self) -> None:
-        self.nodes[self._some_node()].kill_keeper()
+        node = self._some_node()
+        if self._is_up(node):
+            self.agent(node).kill_keeper()
 
     def _reboot(self) -> None:
         node = self._some_node()
         self.client.tear(node)
-        self._away[node] = self.now + 20.0
-        self.nodes[node].kill_keeper("reboot: the node was restarted while it ran")
+        self._away[node.partition("/")[0]] = self.now + 20.0
+        if self._is_up(node):
+            self.agent(node).kill_keeper("reboot: the node was restarted while it ran")
 
     def _lose_state(self) -> None:
         node = self._some_node()
         self.client.tear(node)
-        self.nodes[node].lose_state()
+        if self._is_up(node):
+            self.agent(node).lose_state()
 
     def _lose_node(self) -> None:
         node = f"n{self.rng.randrange(2, len(self.nodes))}"
@@ -332,6 +363,10 @@ class World:
 
     def _declare_lost(self, node: str) -> None:
         self.client.post(ev.NodeAdded(node, "lab"), ev.NodeLost(node, "somebody needed its power supply"))
+
+    def _is_up(self, node: str) -> bool:
+        """Whether an agent of ours runs there, or may."""
+        return node in self.nodes or ("/" in node and self.can_reach(node))
 
     def _crash(self) -> None:
         self.client.crash_in = self.rng.choice((0, 1, 2, 5))
@@ -351,21 +386,29 @@ class World:
     def _on_start(self, node: str, x: str, attempt: int) -> None:
         self.starts[x, attempt] += 1
         assert self.starts[x, attempt] == 1, f"{x} attempt {attempt} started twice, now on {node}"
+        if node in self.machines and self.cluster is not None and not self.is_lax:
+            assert self.cluster.of(node) is not None, f"{x} starts on {node}, which is not ours"
         over = self.finished.get(x)
-        if over is not None and node not in self.given_up:
+        is_left = node in self.machines and (x, attempt) in self.left_behind
+        if over is not None and node not in self.given_up and not is_left:
             raise InvariantError(f"{x} attempt {attempt} starts on {node} after {over}")
 
     def _on_events(self, name: str) -> None:
-        node = self.nodes[name]
+        node = self.nodes.get(name) or self.machines[name]
         for event in node.events.values():
             number, _owner, kind, x, attempt, detail = event[-1]
             if kind == "ended" and number == node.number:
                 # The first counts; who comes after a killed keeper may know nothing of it.
                 self.verdicts.setdefault((x, attempt), (detail["reason"], detail["code"]))
-        self.client.told(name)
+        self.client.told(node)
 
     def on_action(self, action: act.AnyAction) -> None:
         """Every action decided on."""
+        if isinstance(action, act.Forget):
+            self.left_behind.update(self.agent(action.node).open)
+        elif isinstance(action, act.Hand):
+            id = action.node.partition("/")[2].partition(".")[0]
+            assert not id or id not in self.known_over, f"{action}, and the allocation is known to be over"
         if not isinstance(action, act.Finish):
             return
         x = action.x

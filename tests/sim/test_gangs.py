@@ -30,7 +30,8 @@ class GangWorld(World):
     def _on_start(self, node: str, x: str, attempt: int) -> None:
         super()._on_start(node, x, attempt)
         lead = x.split("-r")[0]
-        if lead in self.finished and node not in self.given_up:
+        is_left = (x, attempt) in self.left_behind
+        if lead in self.finished and node not in self.given_up and not is_left:
             raise InvariantError(f"{x} attempt {attempt} starts on {node} after {self.finished[lead]}")
 
     def on_action(self, action: act.AnyAction) -> None:
