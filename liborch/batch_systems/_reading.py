@@ -56,17 +56,23 @@ def shell(*lines: str, timeout_s: float = TIMEOUT_S) -> Command:
 
 
 def submission(
-    words: Sequence[str], token: str, holder: Sequence[str] = (), *, first: Sequence[str] = ()
+    words: Sequence[str],
+    token: str,
+    holder: Sequence[str] = (),
+    *,
+    script: str = "",
+    first: Sequence[str] = (),
 ) -> Command:
     """Return the submission of the holder, as a script on the standard input of `words`; without a holder just run them.
 
-    `first` are lines of sh before it; the words they leave in `$@` come last.
+    `script`: lines of sh instead of the holder. `first` are lines of sh before it; the words they leave in `$@` come last.
     """
     line = f"timeout -k 2 {PATIENCE_S} {shlex.join(words)}" + (' "$@"' if first else "")
     if not holder:
         return shell(*first, line)
     end = f"orch-{token}-end"
-    return shell(*first, f"{line} <<'{end}'", "#!/bin/sh", f"exec {shlex.join(holder)}", end)
+    body = script.splitlines() or [f"exec {shlex.join(holder)}"]
+    return shell(*first, f"{line} <<'{end}'", "#!/bin/sh", *body, end)
 
 
 def heard(output: Output) -> tuple[int, Output] | None:

@@ -64,6 +64,8 @@ class Request:
     options: tuple[str, ...] = ()
     #: Command that holds the nodes: it runs on the first of them for as long as the allocation lives.
     holder: tuple[str, ...] = ("sleep", "infinity")
+    #: Lines of sh that hold them instead, where the system takes a script; "": the holder does.
+    script: str = ""
     #: Absolute path on the frontend of the folder where the system may write the script's output; "": nowhere.
     log_folder: str = ""
 

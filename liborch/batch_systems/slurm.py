@@ -105,7 +105,9 @@ class Slurm:
         words.append(f"--output={folder}/{request.name}.log" if folder else "--output=/dev/null")
         # What sbatch finds is what the holder gets, and its options may name a time of day.
         first = f"unset {SBATCH_VARIABLES} LC_ALL LANG TZ"
-        return submission([*words, *request.options], request.token, request.holder, first=[first])
+        return submission(
+            [*words, *request.options], request.token, request.holder, script=request.script, first=[first]
+        )
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read the id. Banners before it and warnings beside it do no harm."""

@@ -40,6 +40,7 @@ from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.things import Allocation
 from liborch.drive.frontend_commands import run_on_frontend
+from liborch.drive.holders import holder_script
 from liborch.errors import HostUnreachable, OrchestraError, ProcedureError, SpecError
 from liborch.specs import HostProfile
 from liborch.ssh import Pool
@@ -77,6 +78,7 @@ class _Kept:
     told: str = ""
     why: str = ""
     restarts: int = 0
+    nodes: tuple[str, ...] = ()
     ends_at: float | None = None
     is_releasing: bool = False
     #: It was asked to end so often.
@@ -133,7 +135,8 @@ class Frontend:
         spec = self.profile.allocation
         options = spec.options if spec is not None else ()
         token = f"{self._prefix}{action.a}"
-        request = Request(token, action.nodes, action.walltime_s, options)
+        script = holder_script(self.profile)
+        request = Request(token, action.nodes, action.walltime_s, options, script=script)
         kept = _Kept(action.a, token, request)
         if action.is_repeated:
             kept.unclear_since = self._clock() - LOOKED_FOR_S
@@ -293,6 +296,9 @@ class Frontend:
                 sight = next((one for one in by_token.get(kept.token, ()) if one.state != "ended"), None)
                 if sight is not None:
                     self._found(kept, sight.id)
+            if sight is not None and kept.token and sight.token and sight.token != kept.token:
+                # Systems give ids again: this one is another's.
+                sight = None
             changed |= self._missing(kept) if sight is None else self._seen(kept, sight)
         await self._end_twins(answer)
         again = [kept for kept in self._kept.values() if kept.is_releasing and kept.id and kept.missed == 0]
@@ -335,9 +341,10 @@ class Frontend:
         drifted = (ends_at is None) != (kept.ends_at is None) or (
             ends_at is not None and kept.ends_at is not None and abs(ends_at - kept.ends_at) > DRIFT_S
         )
-        if not is_new and not drifted:
+        if not is_new and not drifted and kept.nodes == sight.nodes:
             return False
         kept.told, kept.restarts, kept.ends_at = "active", sight.restarts, ends_at
+        kept.nodes = sight.nodes
         if is_new:
             self._tell(
                 "allocation",

@@ -9,6 +9,7 @@ from typing import Any
 
 from liborch.agent.pack import agent_hash
 from liborch.drive import bootstrap
+from liborch.drive.holders import awaiting
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.errors import AgentError, OrchestraError, SpecError
 from liborch.specs import HostProfile, SlotSpec
@@ -55,6 +56,8 @@ class Target:
     machine: str = ""
     #: Makes of a command line for its shell one for the shell of `ssh`, which is its frontend; None: `ssh` is the node.
     enter: Callable[[str], str] | None = None
+    #: sh that goes before what starts its agent.
+    before_link: str = ""
     #: What has to be done on it before its agent is started.
     prepare: Callable[[], Awaitable[None]] | None = None
     #: What its slots are called, the variables that executions there begin with, and the folder; by a profile's procedures.
@@ -80,7 +83,8 @@ class Target:
             await self.prepare()
         link = await self._open_once(pool)
         theirs = link.hello.get("hash")
-        if theirs and theirs != agent_hash():
+        # The agent of an allocation was begun by its holder, and would be again: another cannot take its place.
+        if theirs and theirs != agent_hash() and self.enter is None:
             # Another version serves this node. Idle, it makes room; with work, it is simply used: it speaks our protocol.
             try:
                 reply = await link.ask("retire")
@@ -103,6 +107,10 @@ class Target:
                 return await self._open_agent(pool)
             except bootstrap.NoPython as error:
                 why = f"{error.why} ({error.detail})" if error.detail else error.why
+                if self.enter is not None:
+                    raise AgentError(
+                        self.name, f"{why}; nodes that are not reached by ssh need one"
+                    ) from error
             try:
                 return await self._open_agent(pool, living=True)
             except bootstrap.NoPython:
@@ -122,7 +130,7 @@ class Target:
         marker = bootstrap.new_marker()
         line = bootstrap.command(marker, self.wanted, living=living)
         if self.enter is not None:
-            line = self.enter(line)
+            line = self.enter(self.before_link + line)
         channel = await pool.open_channel(self.ssh, line)
         try:
             first = await bootstrap.start(self.name, channel, marker)
@@ -218,6 +226,7 @@ def granted(
         system = named(profile.batch_system)
         target.ssh = profile.ssh
         target.enter = lambda line: shlex.join(system.enter(allocation, machine, ("/bin/sh", "-c", line)))
+        target.before_link = awaiting(profile, allocation)
     return target
 
 

@@ -48,13 +48,14 @@ def test_an_execution_gets_a_node_and_leaves_nothing_in_the_queue(
     slurm_lab: SlurmCluster, person: Person
 ) -> None:
     person.write("here.sh", 'uname -n; echo "$RUNAWAY_NODES" > made\n')
+    before = len(slurm_lab.run("squeue -h -t all -o %i").stdout.split())
     done = person.run("exec", "big", "here.sh", timeout_s=60)
     assert done.returncode == 0, done.stderr.decode()
     node = done.stdout.decode().strip()
     assert node in slurm_lab.nodes
     assert (person.folder / "made").read_text() == f"{node}\n"
     assert queue(slurm_lab) == []
-    assert len(slurm_lab.run("squeue -h -t all -o %i").stdout.split()) == 1
+    assert len(slurm_lab.run("squeue -h -t all -o %i").stdout.split()) == before + 1
 
 
 def test_a_batch_fills_whole_nodes(slurm_lab: SlurmCluster, person: Person) -> None:

@@ -1,0 +1,84 @@
+"""Nodes that accept no ssh: entered through a real Slurm, in steps of the allocation."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.person import Person, wait_until
+from tests.lab.slurm import SlurmCluster
+from tests.lab.test_allocations import PROFILE, queue, write_profile
+
+pytestmark = pytest.mark.lab
+
+ENTERED = PROFILE + "connect: batch_system\n"
+
+
+@pytest.fixture
+def person(slurm_lab: SlurmCluster, tmp_path: Path) -> Iterator[Person]:
+    """Somebody whose profile says that nodes accept no ssh; the cluster is as found afterwards."""
+    somebody = Person(tmp_path, slurm_lab.lab.ssh_config)
+    write_profile(somebody, ENTERED)
+    yield somebody
+    somebody.close()
+    slurm_lab.clear()
+
+
+def test_an_execution_and_its_files_go_through_the_batch_system(
+    slurm_lab: SlurmCluster, person: Person
+) -> None:
+    person.write("here.sh", "uname -n; echo made > made\n")
+    done = person.run("exec", "big", "here.sh", timeout_s=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() in slurm_lab.nodes
+    assert (person.folder / "made").read_text() == "made\n"
+    assert queue(slurm_lab) == []
+
+
+def test_what_runs_outlives_a_killed_client_where_steps_leave_nothing_behind(
+    make_slurm_lab: Callable[..., SlurmCluster], tmp_path: Path
+) -> None:
+    if not Path("/sys/fs/cgroup/freezer").exists():
+        pytest.skip("Slurm's control groups need version 1 of them here")
+    cluster = make_slurm_lab(2, confined=True)
+    somebody = Person(tmp_path, cluster.lab.ssh_config)
+    write_profile(somebody, ENTERED.replace("nodes: 3", "nodes: 2"))
+    try:
+        batch = somebody.start("batch", "big", "/bin/sleep", "-x", "8", "--", "4")
+        wait_until(
+            "it runs on both nodes",
+            lambda: len({each["node"] for each in somebody.executions() if each["state"] == "running"}) == 2,
+        )
+        ran = {each["id"] for each in somebody.executions() if each["state"] == "running"}
+        batch.send_signal(signal.SIGKILL)
+        batch.wait()
+        done = somebody.run("attach", "last", timeout_s=60)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"8 succeeded" in done.stderr
+        assert {each["attempt"] for each in somebody.executions() if each["id"] in ran} == {1}
+        wait_until("nothing is left in the queue", lambda: queue(cluster) == [])
+        for node in cluster.nodes:
+            host = cluster.lab.host(node)
+            assert not [each.argv for each in host.processes() if "orch-" in each.argv[0]]
+    finally:
+        somebody.close()
+
+
+def test_nodes_that_are_held_are_entered_the_same_way(slurm_lab: SlurmCluster, person: Person) -> None:
+    held = person.json("alloc", "big", "-N", "2")
+    x = person.run("exec", "big", "/bin/sleep", "--alloc", "last", "--detach", "--", "600").stdout.decode()
+    told = [json.loads(line) for line in person.run("nodes", "big", "--json").stdout.splitlines()]
+    runs = {each["machine"]: [run["id"] for run in each["runs"]] for each in told if each["kind"] == "node"}
+    assert sorted(runs) == sorted(held["nodes"])
+    assert [run for each in runs.values() for run in each] == [x.strip()]
+    beside = person.run("shell", "--exec", "last", "--", "sh", "-c", "echo $RUNAWAY_UUID on $(uname -n)")
+    (where,) = [machine for machine, ids in runs.items() if ids]
+    assert beside.stdout.decode() == f"{x.strip()} on {where}\n", beside.stderr.decode()
+    there = person.run("shell", "big", "--alloc", "last", "--json", "--", "sh", "-c", "uname -n; exit 7")
+    told = json.loads(there.stdout)
+    assert (told["stdout"].strip() in held["nodes"], told["exit_status"]) == (True, 7)
+    assert person.run("release", "last").returncode == 0
