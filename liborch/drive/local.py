@@ -90,6 +90,11 @@ async def open_local_pipe() -> LocalPipe:
     return LocalPipe(process)
 
 
+async def open_local_command(line: str) -> LocalPipe:
+    """Run a command line that leads to another machine: this one is its frontend."""
+    return await LocalShell(os.environ).open(line)
+
+
 class LocalShell:
     """A Shell of this machine, as `liborch.drive.shell_link` needs one. `env`: all that its login would have set."""
 

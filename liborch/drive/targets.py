@@ -9,6 +9,7 @@ from typing import Any
 
 from liborch.agent.pack import agent_hash
 from liborch.drive import bootstrap
+from liborch.drive.bootstrap import Pipe
 from liborch.drive.holders import awaiting
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.errors import AgentError, OrchestraError, SpecError
@@ -96,7 +97,7 @@ class Target:
         return link
 
     async def _open_once(self, pool: Pool) -> AgentLink:
-        if self.ssh == "local":
+        if self.ssh == "local" and self.enter is None:
             from liborch.drive.local import open_local_pipe
 
             link = FrameLink(self.name, await open_local_pipe())
@@ -126,12 +127,19 @@ class Target:
         await shell.start(self.fallback)
         return shell
 
+    async def _open_line(self, pool: Pool, line: str) -> Pipe:
+        if self.ssh != "local":
+            return await pool.open_channel(self.ssh, line)
+        from liborch.drive.local import open_local_command
+
+        return await open_local_command(line)
+
     async def _open_agent(self, pool: Pool, *, living: bool = False) -> FrameLink:
         marker = bootstrap.new_marker()
         line = bootstrap.command(marker, self.wanted, living=living)
         if self.enter is not None:
             line = self.enter(self.before_link + line)
-        channel = await pool.open_channel(self.ssh, line)
+        channel = await self._open_line(pool, line)
         try:
             first = await bootstrap.start(self.name, channel, marker)
         except BaseException:

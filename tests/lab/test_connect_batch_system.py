@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.person import Person, wait_until
+from tests.lab.machine import PATH
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import PROFILE, queue, write_profile
 
@@ -82,3 +85,18 @@ def test_nodes_that_are_held_are_entered_the_same_way(slurm_lab: SlurmCluster, p
     told = json.loads(there.stdout)
     assert (told["stdout"].strip() in held["nodes"], told["exit_status"]) == (True, 7)
     assert person.run("release", "last").returncode == 0
+
+
+def test_on_the_frontend_itself_no_ssh_is_needed_at_all(slurm_lab: SlurmCluster, person: Person) -> None:
+    write_profile(person, ENTERED.replace("ssh: h1", "ssh: local"))
+    # As if this machine were the frontend: Slurm's commands are there.
+    stubs = person.root / "bin"
+    stubs.mkdir()
+    for name in ("sbatch", "squeue", "scancel", "sacct", "srun"):
+        inside = shlex.join([*slurm_lab.frontend._enter(), "env", "-i", "HOME=/root", f"PATH={PATH}", name])
+        (stubs / name).write_text(f'#!/bin/sh\nexec {inside} "$@"\n')
+        (stubs / name).chmod(0o755)
+    done = person.run("exec", "big", "uname", "--", "-n", PATH=f"{stubs}:{os.environ['PATH']}", timeout_s=30)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() in slurm_lab.nodes
+    assert queue(slurm_lab) == []
