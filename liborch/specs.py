@@ -202,6 +202,14 @@ class Procedures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allocation_duration_s: float | None = None
 
 
+class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An allocation that somebody asked for before."""
+
+    #: The batch system's word for it, which it may give to another one later; and what makes its name unique for all time.
+    id: str
+    token: str
+
+
 class HostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A host as a person describes it in a profile, or as derived from an alias."""
 
@@ -219,7 +227,7 @@ class HostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Nodes of a host without a batch system; empty: the frontend itself.
     nodes: tuple[NodeSpec, ...] = ()
     procedures: Procedures | None = None
-    #: The batch system's word for an allocation that somebody holds: its nodes are used and no others are asked for. "": none.
-    held: str = ""
+    #: An allocation that is there already: its nodes are used and no others are asked for; None: they are asked for.
+    held: Held | None = None
     #: File the profile came from, "" when derived from an alias.
     source: str = ""

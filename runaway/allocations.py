@@ -25,7 +25,7 @@ from liborch.names import nearest
 from liborch.places import Places
 from liborch.profiles.find import load_all
 from liborch.quantities import format_duration
-from liborch.specs import AllocationSpec, HostProfile
+from liborch.specs import AllocationSpec, Held, HostProfile
 from liborch.ssh import Pool
 from runaway.records import SCHEMA_VERSION, Records
 
@@ -236,7 +236,7 @@ async def borrow(
         ) from None
     spec = profile.allocation or AllocationSpec()
     spec = msgspec.structs.replace(spec, nodes=chosen.node_count or spec.nodes, least=1)
-    return msgspec.structs.replace(profile, allocation=spec, held=chosen.id)
+    return msgspec.structs.replace(profile, allocation=spec, held=Held(chosen.id, chosen.sight.token))
 
 
 def _noted(row: OrchestrationRow) -> dict[str, Any]:

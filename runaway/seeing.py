@@ -200,6 +200,8 @@ def narrate_cluster(messages: Messages, what: str, fields: dict[str, Any]) -> No
         why = f" ({fields['why']})" if fields["why"] else ""
         if fields["state"] == "active":
             messages.stage(f"{name} has begun")
+        elif fields["state"] == "used":
+            messages.detail(f"{name} is used")
         elif fields["state"] == "held":
             messages.stage(f"{name} is held{why}: it will not begin by itself")
         elif fields["state"] == "queued":

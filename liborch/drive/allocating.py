@@ -81,6 +81,8 @@ class _Kept:
     nodes: tuple[str, ...] = ()
     ends_at: float | None = None
     is_releasing: bool = False
+    #: Another client asked for it.
+    is_lent: bool = False
     #: It was asked to end so often.
     cancels: int = 0
 
@@ -152,10 +154,15 @@ class Frontend:
 
     def adopt(self, allocation: Allocation) -> None:
         """Go on with one that another client asked for."""
-        token = f"{self._prefix}{allocation.name}"
+        token = allocation.name if allocation.is_lent else f"{self._prefix}{allocation.name}"
         told = "active" if allocation.state in ("ACTIVE", "DRAINING") else "queued"
         self._kept[allocation.name] = _Kept(
-            allocation.name, token, Request(token, allocation.node_count), allocation.id, told=told
+            allocation.name,
+            token,
+            Request(token, allocation.node_count),
+            allocation.id,
+            told=told,
+            is_lent=allocation.is_lent,
         )
         self._hurry()
 
@@ -350,7 +357,7 @@ class Frontend:
                 "allocation",
                 host=self.profile.name,
                 id=kept.id,
-                state="active",
+                state="used" if kept.is_lent else "active",
                 nodes=len(sight.nodes),
                 why="",
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +35,7 @@ from liborch.errors import (
     WorldError,
 )
 from liborch.journal import Change, ExecutionRow, Group, Journal, NewExecution
-from liborch.specs import AllocationSpec, ExecutionSpec, HostProfile
+from liborch.specs import AllocationSpec, ExecutionSpec, Held, HostProfile
 
 T = TypeVar("T")
 
@@ -105,14 +104,15 @@ class Driver(Rounds):
         if profile.held:
             self._borrow(profile.held, cluster)
 
-    def _borrow(self, id: str, cluster: ev.ClusterAdded) -> None:
+    def _borrow(self, held: Held, cluster: ev.ClusterAdded) -> None:
         """Use an allocation that another client holds. Whoever took over knows it already."""
-        name = f"h{hashlib.sha256(id.encode()).hexdigest()[:8]}"
-        if name in self.core.allocations:
+        # The core knows it by its token: unlike the id, it is of this one for all time.
+        if held.token in self.core.allocations:
             return
-        self.post(ev.AllocationHeld(name, cluster.cluster, cluster.nodes, id))
-        known = Allocation(name, Cluster(cluster), cluster.nodes, 0.0)
-        known.id = id
+        self.post(ev.AllocationHeld(held.token, cluster.cluster, cluster.nodes, held.id))
+        known = Allocation(held.token, Cluster(cluster), cluster.nodes, 0.0)
+        known.id = held.id
+        known.is_lent = True
         self.frontends[cluster.cluster].adopt(known)
 
     def hold_nodes(self, profile: HostProfile) -> str:

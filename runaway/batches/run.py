@@ -286,12 +286,15 @@ def _check_nodes(options: BatchOptions, profiles: list[HostProfile]) -> None:
         raise SpecError("--each and --nodes at once; expected one of them")
     if options.follow:
         raise SpecError("--follow and --nodes at once: output of several nodes is collected at its end")
-    if any(
-        (each.allocation or AllocationSpec()).nodes >= options.nodes
-        for each in profiles
-        if each.batch_system != "none"
-    ):
+    clusters = [each for each in profiles if each.batch_system != "none"]
+    largest = max(((each.allocation or AllocationSpec()).nodes for each in clusters), default=0)
+    if largest >= options.nodes:
         return
+    if largest and len(clusters) == len(profiles):
+        raise SpecError(
+            f"--nodes {options.nodes}: an allocation of {options.remotes} has at most {largest}; "
+            "ask for a larger one with --alloc, or in the profile's `allocation`"
+        )
     known = [target.name for profile in profiles for target in targets_of(profile)]
     if len(known) < options.nodes:
         raise SpecError(
