@@ -15,6 +15,7 @@ import heapq
 import itertools
 import math
 import random
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
@@ -29,6 +30,8 @@ from liborch.core.things import Item, Node
 _NONE: Final[Mapping[int, Node]] = {}
 #: Nodes compared for a reservation.
 _LOOKED_AT: Final = 256
+#: Nodes that hold so many orders ahead get several at a time.
+_STRIDES: Final = 32
 
 
 class Placement:
@@ -51,7 +54,7 @@ class Placement:
         #: What no node in reach has room for even when empty: nothing can be kept for it.
         self._hopeless: set[Shape] = set()
         #: Nodes that may take more orders ahead, and nodes that hold some.
-        self._hungry: dict[int, Node] = {}
+        self._hungry: OrderedDict[int, Node] = OrderedDict()
         #: Nodes for which nobody in the queue is suited; looked at again when others come.
         self._starved: dict[int, Node] = {}
         self._donors: dict[int, Node] = {}
@@ -295,35 +298,35 @@ class Placement:
 
     def _hand_ahead(self) -> None:
         """Nothing more fits: give nodes that have few orders ahead the next ones, evenly."""
-        # A fresh dict: one that was large once is slow to look through, however little is left in it.
-        hungry, self._hungry = list(self._hungry.values()), {}
+        # All of them may be hungry for long: only as many are looked at as there is something for.
+        hungry = self._hungry
         reserved = self._reserved[1] if self._reserved is not None else _NONE
         # Who was given something comes last the next time.
         again: list[Node] = []
-        for number, node in enumerate(hungry):
-            if not self.queue.waiting:
-                again[:0] = hungry[number:]
-                break
+        while hungry and self.queue.waiting:
+            _number, node = hungry.popitem(last=False)
             if node.number in reserved:
                 again.append(node)
                 continue
             if not node.is_open:
                 continue
             limit = self._ahead_limit(node)
-            # Refilled in strides where ends are many: a stride is one message, and one group in the journal.
-            node.low_water = limit * 3 // 4 if node.rate > 100 else limit - 1
+            # Refilled in strides where ends are many, or much is ahead: a stride is one message, and one group in the journal.
+            node.low_water = limit * 3 // 4 if node.rate > 100 or limit >= _STRIDES else limit - 1
             room = limit - len(node.ahead)
-            fair = -(-self.queue.waiting // (len(hungry) - number))
+            waiting = self.queue.waiting
+            fair = -(-waiting // (len(hungry) + 1))
             if room > 0:
                 self._fill_ahead(node, min(room, fair))
                 self._refresh(node)
             if len(node.ahead) <= node.low_water:
-                if fair < room or not self.queue.waiting:
+                is_left_out = room > 0 and self.queue.waiting == waiting
+                if (fair < room and not is_left_out) or not self.queue.waiting:
                     again.append(node)
                 else:
                     self._starved[node.number] = node
         for node in again:
-            self._hungry[node.number] = node
+            hungry[node.number] = node
 
     def _fill_ahead(self, node: Node, room: int) -> None:
         """Hand `room` orders ahead: the groups of the highest priority in turn, then the next ones."""

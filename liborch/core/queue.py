@@ -7,6 +7,7 @@ that does not fit now is passed over as a whole, and a decision costs O(log grou
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -96,8 +97,7 @@ class Queue:
         elif item.order < items[0].order:
             items.appendleft(item)
         else:
-            # Only a late recall or another attempt gets here: a group is kept by age.
-            group.items = deque(sorted([*items, item], key=_age))
+            _insert(items, item)
         group.live += 1
         self.waiting += 1
         if not group.parked and (not group.entry or group.items[0] is item):
@@ -176,6 +176,17 @@ class Queue:
     def groups(self) -> list[Group]:
         """Every group that has somebody waiting."""
         return list(self._groups.values())
+
+
+def _insert(items: deque[Item], item: Item) -> None:
+    """Put an item where its age says: a late recall, or another attempt.
+
+    It is older than most that wait, so its place is looked for from the front, in strides that double.
+    """
+    stride, order = 1, item.order
+    while stride < len(items) and items[stride].order < order:
+        stride *= 2
+    items.insert(bisect_left(items, order, stride // 2, min(stride, len(items)), key=_age), item)
 
 
 def _age(item: Item) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from liborch.core import actions as act
 from liborch.core import events as ev
+from liborch.core.machine import Orchestration
+from liborch.core.queue import Queue
+from liborch.core.things import Item, Node
 from tests.core.test_allocations import active, cluster, submit, until
 
 
@@ -62,3 +65,42 @@ def test_what_was_asked_back_and_then_ended_is_another_attempt_where_it_goes_nex
     assert story.where("x2") == "desk"
     story.tell(ev.Started("x2", 2), ev.Ended("x2", 2, "exit", 0))
     assert story.end("x2").state == "SUCCEEDED"
+
+
+def test_who_comes_back_late_stands_where_its_age_says() -> None:
+    queue = Queue()
+    items = [Item(ev.Submitted(f"x{number}"), number) for number in range(40)]
+    for item in items:
+        item.share = queue.share("")
+    for number in (*range(20, 40), 3, 0, 17, 5, 39, 1, 4):
+        if items[number].group is None:
+            queue.add(items[number])
+    group = queue.first()
+    assert group is not None
+    assert [item.order for item in group.items] == [0, 1, 3, 4, 5, 17, *range(20, 40)]
+
+
+class Counted(Orchestration):
+    """How often a node is looked at to hand something ahead."""
+
+    looks = 0
+
+    def _ahead_limit(self, node: Node) -> int:
+        self.looks += 1
+        return super()._ahead_limit(node)
+
+
+def test_no_more_nodes_are_looked_at_than_there_is_something_for() -> None:
+    machine = Counted()
+    machine.handle(ev.Submitted("x"), 0.0)
+    for number in range(300):
+        machine.handle(ev.NodeAdded(f"n{number}", "lab"), 0.0)
+        machine.handle(ev.LinkOpened(f"n{number}", "s", 1, 0, 0), 0.0)
+    for number in range(300):
+        machine.handle(ev.Submitted(f"y{number}"), 0.0)
+    machine.looks = 0
+    for number in range(100):
+        machine.handle(ev.Submitted(f"z{number}"), 0.0)
+    machine.check()
+    assert machine.counts["WAITING"] == 0
+    assert machine.looks <= 100
