@@ -149,12 +149,12 @@ class Allocations(Reach):
                 cluster.room = allocation.room
             allocation.deadline = deadline
             allocation.is_soft = event.is_soft
-            allocation.starts += 1
+            start = cluster.starts[event.id] = cluster.starts.get(event.id, 0) + 1
             if allocation.is_lent:
                 cluster.walltime_s = event.left_s
                 cluster.most_nodes = len(event.nodes)
                 self._nodes_changed()
-            which = event.id if allocation.starts == 1 else f"{event.id}.{allocation.starts}"
+            which = event.id if start == 1 else f"{event.id}.{start}"
             for machine in dict.fromkeys(event.nodes):
                 node = self._add_node(f"{machine}/{which}", cluster.name, allocation)
                 node.machine = machine
@@ -162,6 +162,9 @@ class Allocations(Reach):
                 allocation.nodes.append(node)
         elif allocation.state in ("ACTIVE", "DRAINING"):
             allocation.deadline = deadline
+            gone = [node for node in allocation.nodes if node.machine not in event.nodes]
+            if event.nodes and gone:
+                self._leave(allocation, gone, f"allocation {event.id} goes on without it")
             for node in allocation.nodes:
                 node.until = allocation.until(self.policy.cut_margin_s)
                 self._refresh(node)
@@ -201,6 +204,14 @@ class Allocations(Reach):
             cluster.room = room if cluster.room is None else _larger(cluster.room, room)
             cluster.useless = 0
             self._is_stale = True
+
+    def _link_lost(self, event: ev.LinkLost) -> None:
+        super()._link_lost(event)
+        self._is_stale = True
+
+    def _link_refused(self, event: ev.LinkRefused) -> None:
+        super()._link_refused(event)
+        self._is_stale = True
 
     def _allocations_unwanted(self, _event: ev.AllocationsUnwanted) -> None:
         self._unwanted = True
@@ -271,11 +282,15 @@ class Allocations(Reach):
 
     def _leave_nodes(self, allocation: Allocation, why: str) -> None:
         """Its nodes are not ours any more."""
-        nodes, allocation.nodes = allocation.nodes, []
         allocation.deadline = allocation.stop_at = math.inf
         allocation.idle_since = None
-        allocation.occupied = 0
+        self._leave(allocation, allocation.nodes, why)
+
+    def _leave(self, allocation: Allocation, nodes: Sequence[Node], why: str) -> None:
+        numbers = {node.number for node in nodes}
+        allocation.nodes = [node for node in allocation.nodes if node.number not in numbers]
         for node in nodes:
+            allocation.occupied -= bool(node.items)
             node.is_leaving = True
             node.allocation = None
             node.why = why

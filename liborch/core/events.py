@@ -73,7 +73,7 @@ class AllocationRefused(Event, frozen=True):
 
 
 class AllocationActive(Event, frozen=True):
-    """Its nodes are ours. Told again when their time changed."""
+    """Its nodes are ours. Told again when their time changed, or one of them failed and the others stay."""
 
     a: str
     id: str

@@ -202,6 +202,11 @@ class Reach(Gangs):
         self._move_link(node, "torn")
         node.why = event.why
         self._note_down(node)
+        if node.is_leaving and not node.items:
+            # Its allocation is being given back, or is over, and nothing of ours is there: nobody needs it any more.
+            node.retry_at = None
+            self._refresh(node)
+            return
         ceiling = min(
             self.policy.backoff_cap_s, self.policy.backoff_base_s * 2.0 ** min(node.failures - 1, 20)
         )

@@ -290,6 +290,7 @@ class Cluster:
         "name",
         "retry_at",
         "room",
+        "starts",
         "useless",
         "wait_s",
         "walltime_s",
@@ -322,6 +323,8 @@ class Cluster:
         self.wait_s: float | None = None
         #: Allocations that are over.
         self.ended = 0
+        #: {id: how often an allocation with that id became active}; batch systems start one again, and give ids again.
+        self.starts: dict[str, int] = {}
 
     def change(self, event: ev.ClusterAdded) -> None:
         """Ask for other allocations from now on."""
@@ -355,7 +358,6 @@ class Allocation:
         "occupied",
         "requested_at",
         "room",
-        "starts",
         "state",
         "stop_at",
         "story",
@@ -378,8 +380,6 @@ class Allocation:
         self.nodes: list[Node] = []
         #: Cores, bytes of memory and GPUs on each of its nodes that are ours; 0: not told.
         self.room = (0, 0, 0)
-        #: How often it became active.
-        self.starts = 0
         #: How many of them have something of ours on them.
         self.occupied = 0
         self.active_at: float | None = None

@@ -458,3 +458,31 @@ def test_one_that_is_refused_when_it_was_in_the_queue_already() -> None:
     story.tell(ev.AllocationQueued("a1", "71"), ev.AllocationRefused("a1", "start_allocation: ended with 3"))
     assert "start_allocation: ended with 3" in story.end("x1").why
     assert not story.machine.allocations
+
+
+def test_one_that_loses_a_node_goes_on_with_the_others() -> None:
+    story = cluster()
+    submit(story, 4, walltime_s=30)
+    active(story)
+    on_second = [f"x{n}" for n in range(1, 5) if story.where(f"x{n}") == "n2/71"]
+    story.tell(ev.AllocationActive("a1", "71", ("n1",), 55.0), ev.LinkLost("n2/71", "torn"), after=5.0)
+    for _ in range(20):
+        if "n2/71" not in story.machine.nodes:
+            break
+        story.tick()
+    assert sorted(story.machine.nodes) == ["n1/71"]
+    assert [story.state(x) for x in on_second] == ["WAITING", "WAITING"]
+    assert story.machine.allocations["a1"].state == "ACTIVE"
+
+
+def test_an_id_that_is_given_again_is_not_taken_for_the_same_allocation() -> None:
+    story = cluster()
+    submit(story, 1)
+    active(story, nodes=1)
+    story.tell(ev.Started("x1", 1))
+    story.tell(ev.AllocationEnded("a1", "done"), after=1.0)
+    assert list(story.machine.nodes) == ["n1/71"], "what is there is being ended"
+    story.tell(*(ev.Submitted(f"y{n}") for n in range(2)), after=1.0)
+    story.tell(ev.Tick(), after=1.0)
+    story.tell(ev.AllocationActive("a2", "71", ("n1",), 60.0), after=1.0)
+    assert sorted(story.machine.nodes) == ["n1/71", "n1/71.2"]
