@@ -66,6 +66,8 @@ class Request:
     holder: tuple[str, ...] = ("sleep", "infinity")
     #: Lines of sh that hold them instead, where the system takes a script; "": the holder does.
     script: str = ""
+    #: Names of nodes that turned out to be of no use; a system that cannot be told so ignores them.
+    avoided: tuple[str, ...] = ()
     #: Absolute path on the frontend of the folder where the system may write the script's output; "": nowhere.
     log_folder: str = ""
 

@@ -98,6 +98,8 @@ class Slurm:
             words.append("--no-kill")
         if not any(_names(option, SHARES) for option in request.options):
             words.append("--exclusive")
+        if request.avoided and not any(_names(option, ("--exclude", "-x")) for option in request.options):
+            words.append(f"--exclude={','.join(request.avoided)}")
         if request.walltime_s is not None:
             words.append(f"--time={_time_of(request.walltime_s)}")
         # In the name of a file, Slurm fills in "%" and takes "\" as an escape.

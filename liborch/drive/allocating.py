@@ -138,7 +138,9 @@ class Frontend:
         options = spec.options if spec is not None else ()
         token = f"{self._prefix}{action.a}"
         script = holder_script(self.profile)
-        request = Request(token, action.nodes, action.walltime_s, options, script=script)
+        request = Request(
+            token, action.nodes, action.walltime_s, options, script=script, avoided=action.avoided
+        )
         kept = _Kept(action.a, token, request)
         if action.is_repeated:
             kept.unclear_since = self._clock() - LOOKED_FOR_S

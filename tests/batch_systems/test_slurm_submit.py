@@ -51,6 +51,12 @@ def test_whole_nodes_are_asked_for_unless_the_person_says_how_much_of_each(
     assert "--exclusive" not in words_of(tmp_path, Request("abc123", options=(option,)))
 
 
+def test_nodes_of_no_use_are_excluded_unless_the_person_says_which(tmp_path: Path) -> None:
+    assert "--exclude=n1,n2" in words_of(tmp_path, Request("abc123", avoided=("n1", "n2")))
+    words = words_of(tmp_path, Request("abc123", avoided=("n1",), options=("--exclude=n7",)))
+    assert [word for word in words if word.startswith("--exclude=")] == ["--exclude=n7"]
+
+
 def test_options_of_the_person_arrive_word_by_word_after_ours(tmp_path: Path) -> None:
     options = (
         "--partition=long",
