@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "exec": ("runaway.commands.exec", "Run a script or a command on a host and bring its results back."),
     "batch": ("runaway.commands.batch", "Run a script many times, wherever a slot is free."),
+    "plan": ("runaway.commands.plan", "Say how a batch would run, without starting anything."),
     "ps": ("runaway.commands.ps", "List running and recent executions and batches."),
     "show": ("runaway.commands.show", "Show everything that is known of an execution or a batch."),
     "logs": (

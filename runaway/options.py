@@ -56,6 +56,43 @@ class Assignment(click.ParamType[tuple[str, str]]):
         return name, text
 
 
+def simulation(command: F) -> F:
+    """What is told to `runaway plan`, and to `runaway batch --simulate`."""
+    for option in (
+        click.option("--svg", metavar="FILE", help="Draw it into a file."),
+        click.option("--gantt", is_flag=True, help="Draw it: a row for each node, time to the right."),
+        click.option(
+            "--model-seed", type=int, default=0, metavar="N", help="Other chances.", show_default=True
+        ),
+        click.option(
+            "--model-nodes",
+            metavar="NODES[xCORES[xGPUS]]",
+            help="Of so many such nodes, instead of what the profile says.",
+        ),
+        click.option(
+            "--failures",
+            default="0",
+            metavar="RATE",
+            show_default=True,
+            help="Failures of a node per hour, such as 1%.",
+        ),
+        click.option(
+            "--queue-wait",
+            default="0",
+            metavar="TIME",
+            show_default=True,
+            help="What an allocation waits in the queue, such as 10m or 10m±5m.",
+        ),
+        click.option(
+            "--duration",
+            metavar="TIME|FILE",
+            help="What an execution takes, such as 10m or 10m±2m, or a file of them. [default: as earlier ones]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def resources(command: F) -> F:
     """--time --cpus --mem --gpus."""
     for option in (

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runaway.options import Assignment, Duration, resources
+from runaway.options import Assignment, Duration, resources, simulation
 
 if TYPE_CHECKING:
     from runaway.background import Background
+
+
+#: Names of the options that only simulating has.
+SIMULATION = ("duration", "queue_wait", "failures", "model_nodes", "model_seed", "gantt", "svg")
 
 
 @click.command(context_settings={"allow_interspersed_args": True})
@@ -138,13 +142,26 @@ if TYPE_CHECKING:
 @click.option("--verbose", "-V", is_flag=True, help="Say more.")
 @click.option("--silent", "-S", is_flag=True, help="Say errors only.")
 @click.option("--debug-ssh", is_flag=True, help="Say what happens on the SSH connections.")
-def command(retry_on: str, **options: Any) -> int:
+@click.option(
+    "--simulate",
+    is_flag=True,
+    help="Start nothing: say how it would run, as `runaway plan` does. The following options are for that.",
+)
+@simulation
+def command(retry_on: str, simulate: bool, **options: Any) -> int:
     """Run SCRIPT many times, with arguments from TEMPLATE, files or parameters, on whichever REMOTE has a slot free.
 
     TEMPLATE: {a;b}+{c;d} makes ac, ad, bc, bd. Each execution's results, exit code, stdout and stderr go into a folder of its
     own. The same command with --resume goes on where an interrupted one stopped.
     """
     reasons = tuple(part.strip() for part in retry_on.split(",") if part.strip())
+    told = {name: options.pop(name) for name in SIMULATION}
+    if simulate:
+        from runaway.batches.options import BatchOptions
+        from runaway.simulate import SimulationOptions, simulate_batch
+
+        return simulate_batch(BatchOptions(retry_on=reasons, **options), SimulationOptions(**told))
+    _refuse_told(told)
     if options["detach"] and options["follow"]:
         raise click.UsageError(
             "--detach prints nothing but the id, --follow what is written: say one of the two"
@@ -154,6 +171,16 @@ def command(retry_on: str, **options: Any) -> int:
 
         return divide(lambda background: _run(background, retry_on=reasons, **options))
     return _run(None, retry_on=reasons, **options)
+
+
+def _refuse_told(told: dict[str, Any]) -> None:
+    """What is only for simulating means that somebody meant to."""
+    defaults = {each.name: each.default for each in command.params}
+    for name, value in told.items():
+        if value and value != defaults[name]:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for simulating: add --simulate, or use `runaway plan`"
+            )
 
 
 def _run(background: Background | None, **options: Any) -> int:
