@@ -133,6 +133,7 @@ class Session:
             talker.unwatch(fd_in)
             raise
         talker.unwatch(line.fileno())
+        talker.watch(line.fileno(), select.EPOLLIN, self._on_relay)
         talker.sessions[fd_in] = self
 
     def __repr__(self):
@@ -156,6 +157,27 @@ class Session:
         }
 
     # ---------------------------------------------------------------- bytes
+
+    def _on_relay(self, _mask):
+        """The relay sleeps until we hang up: that it ended means that its channel did.
+
+        Somebody may hold the other end of it still, and wait for us to let go of this one: what runs a step of a batch system.
+        """
+        try:
+            if self.line.recv(16):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        # What was said before is heard; it is no more than what a pipe holds.
+        left = select.poll()
+        left.register(self.fd_in, select.POLLIN)
+        for _ in range(64):
+            if self.is_closed or not left.poll(0):
+                break
+            self._on_in(select.EPOLLIN)
+        self.close()
 
     def _on_in(self, _mask):
         try:
@@ -241,6 +263,7 @@ class Session:
         for follower in self.followers.values():
             follower.close()
         self.followers = {}
+        self.talker.unwatch(self.line.fileno())
         for fd in (self.fd_in, self.fd_out):
             self.talker.unwatch(fd)
             os.close(fd)

@@ -130,7 +130,9 @@ class Links(Ground):
         if target.down_since is None:
             target.down_since = time.time()
         target.down_why = why
-        self._tell(what, "", node=target.name, why=why)
+        node = self.core.nodes.get(target.name)
+        if node is None or not node.is_leaving or node.items:
+            self._tell(what, "", node=target.name, why=why)
 
     def _on_attached(self, target: Target, head: dict[str, Any]) -> None:
         room = head["room"]

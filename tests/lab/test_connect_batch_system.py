@@ -34,12 +34,17 @@ def person(slurm_lab: SlurmCluster, tmp_path: Path) -> Iterator[Person]:
 def test_an_execution_and_its_files_go_through_the_batch_system(
     slurm_lab: SlurmCluster, person: Person
 ) -> None:
+    # An agent that ssh began serves steps, too, and must not hold up their end.
+    write_profile(person, PROFILE)
+    assert person.run("exec", "big", "/bin/true").returncode == 0
+    write_profile(person, ENTERED)
     person.write("here.sh", "uname -n; echo made > made\n")
     done = person.run("exec", "big", "here.sh", timeout_s=60)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().strip() in slurm_lab.nodes
     assert (person.folder / "made").read_text() == "made\n"
-    assert queue(slurm_lab) == []
+    assert b"connection was closed" not in done.stderr
+    wait_until("the queue is empty", lambda: queue(slurm_lab) == [])
 
 
 def test_what_runs_outlives_a_killed_client_where_steps_leave_nothing_behind(
@@ -51,7 +56,7 @@ def test_what_runs_outlives_a_killed_client_where_steps_leave_nothing_behind(
     somebody = Person(tmp_path, cluster.lab.ssh_config)
     write_profile(somebody, ENTERED.replace("nodes: 3", "nodes: 2"))
     try:
-        batch = somebody.start("batch", "big", "/bin/sleep", "-x", "8", "--", "4")
+        batch = somebody.start("batch", "big", "/bin/sleep", "-x", "8", "--", "3")
         wait_until(
             "it runs on both nodes",
             lambda: len({each["node"] for each in somebody.executions() if each["state"] == "running"}) == 2,
@@ -99,4 +104,4 @@ def test_on_the_frontend_itself_no_ssh_is_needed_at_all(slurm_lab: SlurmCluster,
     done = person.run("exec", "big", "uname", "--", "-n", PATH=f"{stubs}:{os.environ['PATH']}", timeout_s=30)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().strip() in slurm_lab.nodes
-    assert queue(slurm_lab) == []
+    wait_until("the queue is empty", lambda: queue(slurm_lab) == [])
