@@ -227,7 +227,6 @@ class Play:
             outcome.cut_off += action.reason == "allocation"
             outcome.why = outcome.why or f"{action.reason}: {action.why}"
         if self.finished == self.work.count:
-            outcome.makespan_s = self.now + self.costs.prepare_s
             self.later(0.0, self._close)
         elif self.submitted < self.work.count and len(self.machine.items) <= self.window - PAGE:
             self.later(0.0, self._feed)
@@ -410,6 +409,7 @@ class Play:
 
     def _sum_up(self) -> Outcome:
         outcome = self.outcome
+        outcome.makespan_s = self.now + self.costs.close_s
         waits = sorted(self._waits)
         if waits:
             outcome.mean_wait_s = math.fsum(waits) / len(waits)

@@ -106,15 +106,16 @@ class Costs:
     #: A command of the batch system, there and back.
     command_s: float = 0.1
     #: From a granted node, or one that is there, to an agent that takes orders.
-    link_s: float = 1.5
+    link_s: float = 1.2
     #: Process start and end, and what the node does around them: on top of each execution.
     start_s: float = 0.006
     #: Until the client knows of an end.
     tell_s: float = 0.03
     #: Until it notices that a connection is torn.
     notice_s: float = 0.5
-    #: Before the first is submitted, and after the last has ended: reading, planning, writing.
-    prepare_s: float = 0.3
+    #: Before the first is submitted, and after everything is over: reading, planning, writing.
+    prepare_s: float = 0.35
+    close_s: float = 0.2
 
 
 @dataclass
@@ -150,6 +151,7 @@ class Outcome:
     #: Those that ended otherwise, and why the first did.
     failed: int = 0
     why: str = ""
+    #: Until the command returns: the last result is here, and allocations are given back.
     makespan_s: float = 0.0
     #: Core-seconds of executions that ended, of core-seconds that were ours (of a cluster: granted; else from beginning to end).
     utilisation: float = 0.0
