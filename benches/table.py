@@ -63,6 +63,10 @@ EXPECTED = (
     Expected("slurm_srun", "the same beside an srun for each", "ratio", "higher", 1, "x theirs"),
     Expected("slurm_rpcs", "slurmctld: RPCs per execution", "value", "lower", 0.05, ""),
     Expected("slurm_fire", "500 under fire, on Slurm: all succeed", "ratio", "higher", 0, "x ideal"),
+    Expected("plan", "a plan beside what Slurm took: off by", "value", "lower", 10, "%"),
+    Expected("scale", "10,000 nodes x 64, 10,000,000 executions", "value", "higher", 100_000, "decisions/s"),
+    Expected("scale_memory", "the same: memory", "value", "lower", 8, "GiB"),
+    Expected("scale_flat", "the same: last quarter of decisions", "ratio", "lower", 1.5, "x the first"),
     Expected("swf_easy", "trace of 10,000 jobs, EASY, low load", "value", "higher", 50_000, "jobs/s"),
     Expected("core_memory", "waiting execution, of 1,000,000", "value", "lower", 1024, "B"),
 )
