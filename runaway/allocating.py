@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,10 +22,11 @@ from liborch import patterns
 from liborch.batch_systems.base import Request
 from liborch.core.things import Allocation
 from liborch.drive.driver import HELD, Driver
+from liborch.drive.holders import holder_script
 from liborch.drive.queues import end, system_of
 from liborch.drive.session import details_of, driving
 from liborch.errors import SpecError, WorldError
-from liborch.journal import Journal
+from liborch.journal import Journal, OrchestrationRow
 from liborch.places import Places, places
 from liborch.plain_text import neutral
 from liborch.profiles.find import find_host
@@ -35,6 +37,9 @@ from runaway.messages import Messages
 from runaway.records import SCHEMA_VERSION, Records
 from runaway.seeing import narrate_cluster
 from runaway.tables import columns
+
+#: What the script of an allocation may carry; nobody wants to read it.
+_AGENT = re.compile(r"(?<=<<'orch-agent'\n)[A-Za-z0-9+/=\n]+(?=\norch-agent\n)")
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ async def allocate(wish: Wish) -> int:
     spec = profile.allocation
     assert spec is not None
     if wish.dry_run:
-        command = system.submit(Request(f"{'0' * 12}{HELD}", spec.nodes, spec.walltime_s, spec.options))
+        token = f"{'0' * 12}{HELD}"
+        script = holder_script(profile)
+        command = system.submit(Request(token, spec.nodes, spec.walltime_s, spec.options, script=script))
         _show_command(profile, command.argv, command.stdin, as_json=wish.as_json)
         return 0
     messages = Messages(environment, quiet=wish.silent, verbose=wish.verbose)
@@ -157,7 +164,7 @@ def _show(
 
 
 def _show_command(profile: HostProfile, argv: Sequence[str], stdin: bytes, *, as_json: bool) -> None:
-    script = stdin.decode("utf-8", "replace")
+    script = _AGENT.sub("... the agent ...", stdin.decode("utf-8", "replace"))
     if as_json:
         value = {
             "schema_version": SCHEMA_VERSION,
@@ -181,7 +188,9 @@ async def list_allocations(hosts: Sequence[str], *, as_json: bool, accept_new: b
     folders = places(dict(os.environ))
     profiles = _profiles(hosts, folders)
     async with pooled(folders, accept_new=accept_new) as pool:
-        answers = await ask_all(profiles, pool, Records(folders))
+        records = Records(folders)
+        answers = await ask_all(profiles, pool, records)
+    _note_gone(folders, records, profiles, answers)
     if as_json:
         for each in answers.found:
             click.echo(json.dumps(each.as_dict()))
@@ -274,3 +283,24 @@ def _note_ends(folders: Places, ended: Sequence[Found]) -> None:
         with Journal.open(folders.journal) as journal:
             for orchestration in held:
                 journal.end(orchestration, "ended")
+
+
+def _note_gone(folders: Places, records: Records, profiles: Sequence[HostProfile], answers: Answers) -> None:
+    """What was held and is not there any more is over: its time was, or somebody ended it elsewhere."""
+    if answers.errors:
+        return
+    asked = {profile.name for profile in profiles}
+    there = {each.maker.id for each in answers.found if each.maker is not None}
+    gone = [
+        row.id
+        for row in records.journal.orchestrations(kind="alloc")
+        if row.state == "left" and row.id not in there and set(_hosts_of(row)) <= asked
+    ]
+    if gone:
+        with Journal.open(folders.journal) as journal:
+            for orchestration in gone:
+                journal.end(orchestration, "ended")
+
+
+def _hosts_of(row: OrchestrationRow) -> list[str]:
+    return [each["name"] for each in json.loads(row.details).get("profiles", ())]

@@ -117,7 +117,10 @@ def test_an_id_that_nobody_knows_is_told_with_the_nearest(slurm_lab: SlurmCluste
     done = person.run("release", f"{held['id']}0")
     assert done.returncode == 2
     assert f"did you mean {held['id']}?" in done.stderr.decode()
-    assert person.run("release", "last").returncode == 0
+    assert held["id"] in person.run("--complete", "release", "").stdout.decode().split()
+    slurm_lab.run(f"scancel {held['id']}")
+    wait_until("it is noted that it is gone", lambda: not allocations(person))
+    assert person.run("--complete", "release", "").stdout == b""
 
 
 def test_nodes_and_shells_of_an_allocation(slurm_lab: SlurmCluster, person: Person) -> None:

@@ -52,21 +52,18 @@ def test_what_runs_outlives_a_killed_client_where_steps_leave_nothing_behind(
 ) -> None:
     if not Path("/sys/fs/cgroup/freezer").exists():
         pytest.skip("Slurm's control groups need version 1 of them here")
-    cluster = make_slurm_lab(2, confined=True)
+    cluster = make_slurm_lab(1, confined=True)
     somebody = Person(tmp_path, cluster.lab.ssh_config)
-    write_profile(somebody, ENTERED.replace("nodes: 3", "nodes: 2"))
+    write_profile(somebody, ENTERED.replace("nodes: 3", "nodes: 1"))
     try:
-        batch = somebody.start("batch", "big", "/bin/sleep", "-x", "8", "--", "3")
-        wait_until(
-            "it runs on both nodes",
-            lambda: len({each["node"] for each in somebody.executions() if each["state"] == "running"}) == 2,
-        )
+        batch = somebody.start("batch", "big", "/bin/sleep", "-x", "4", "--", "3")
+        wait_until("it runs", lambda: any(each["state"] == "running" for each in somebody.executions()))
         ran = {each["id"] for each in somebody.executions() if each["state"] == "running"}
         batch.send_signal(signal.SIGKILL)
         batch.wait()
         done = somebody.run("attach", "last", timeout_s=60)
         assert done.returncode == 0, done.stderr.decode()
-        assert b"8 succeeded" in done.stderr
+        assert b"4 succeeded" in done.stderr
         assert {each["attempt"] for each in somebody.executions() if each["id"] in ran} == {1}
         wait_until("nothing is left in the queue", lambda: queue(cluster) == [])
         for node in cluster.nodes:
