@@ -50,6 +50,8 @@ class SimulationOptions:
 
 def simulate_batch(options: BatchOptions, told: SimulationOptions) -> int:
     """Do what `runaway plan` says; returns the exit status. Raises OrchestraError."""
+    if options.resume:
+        raise SpecError("--resume and simulating at once: a plan is of a whole batch; leave --resume away")
     environment = dict(os.environ)
     messages = Messages(environment, quiet=options.silent, verbose=options.verbose)
     folders = places(environment)

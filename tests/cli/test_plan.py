@@ -97,6 +97,7 @@ def test_durations_are_those_of_earlier_executions_or_of_a_file(person: Person) 
             "expected NODES, NODESxCORES",
         ),
         (("plan", "big,local", "work.sh", "--duration", "1m"), "a cluster is planned alone"),
+        (("plan", "big", "work.sh", "--duration", "1m", "--resume"), "a plan is of a whole batch"),
         (("batch", "big", "work.sh", "--duration", "1m"), "--duration is for simulating: add --simulate"),
     ],
 )
