@@ -36,7 +36,11 @@ over() {{
     # The agent minds no TERM; it is ended with its allocation at once, and not when the system has lost patience.
     rm -f "$m" "$f"
     for l in "${{m%/*}}"/nodes/*/*.lock; do
-        read k <"$l" && grep -qz "^SLURM_JOB_ID=$j\\$" "/proc/$k/environ" && kill -9 "$k"
+        read k <"$l" && grep -qz "^SLURM_JOB_ID=$j\\$" "/proc/$k/environ" && kill -STOP "$k" || continue
+        s=$(cat "/proc/$k/task/$k/children")
+        kill -9 "$k"
+        # What it runs has sessions of its own, which not every system knows to be of the allocation.
+        for k in $s; do kill -9 -- "-$k"; done
     done 2>/dev/null
     exit 0
 }}
