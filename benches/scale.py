@@ -20,6 +20,7 @@ from itertools import pairwise
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
+from liborch.core.policy import Policy
 from liborch.sim.modelled import Play
 from liborch.sim.plan import Costs, Model, Room, Times, Work
 from liborch.specs import AllocationSpec
@@ -55,6 +56,8 @@ def play(fraction: float = 1.0) -> dict[str, float]:
         failures_per_hour=0.01,
     )
     whole = Play(model, Work(executions, Times(600.0, 60.0), retries=5), 1, Costs())
+    # Of ten million, some are cut off by one allocation after the other: none of them is given up here.
+    whole.machine.policy = Policy(give_up_s=1800.0, cut_offs_most=50)
     watched = Watched(whole.machine)
     whole.machine.handle = watched.handle  # type: ignore[method-assign]
     marks = [(0, 0.0)]
