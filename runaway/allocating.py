@@ -6,9 +6,11 @@ of is looked up before it is made again. After that the batch system alone holds
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import signal
 import time
 import uuid
 from collections.abc import Sequence
@@ -60,6 +62,10 @@ class Wish:
 
 async def allocate(wish: Wish) -> int:
     """Do what `runaway alloc` says; returns the exit status. Cancelled: the allocation is given back. Raises OrchestraError."""
+    task = asyncio.current_task()
+    assert task is not None
+    # Also where whoever started us had it ignored, as scripts do with what they put into the background.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
     environment = dict(os.environ)
     folders = places(environment)
     profile = _as_wished(find_host(wish.host, folders.profiles, folders.ssh_config), wish)

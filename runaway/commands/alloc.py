@@ -49,4 +49,7 @@ def command(
     from runaway.allocating import Wish, allocate
 
     wish = Wish(host, nodes, walltime, options, detach, dry_run, as_json, accept_new, verbose, silent)
-    return asyncio.run(allocate(wish))
+    try:
+        return asyncio.run(allocate(wish))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
