@@ -38,7 +38,7 @@ demo: $(STAMP)
 	@sh examples/demo.sh $(VENV)/bin
 
 test: $(STAMP) packages
-	$(PYTHON) -m pytest -n 3 -m "not soak" $(ARGS)
+	$(PYTHON) -m pytest -n 3 --dist worksteal -m "not soak" $(ARGS)
 
 soak: $(STAMP) packages
 	$(PYTHON) -m pytest -m soak $(ARGS)
