@@ -106,6 +106,7 @@ def test_what_json_says_of_the_exit_status_is_the_exit_status(person: Person) ->
     person.write("run.py", "import os\n" + LONG)
     with person.start("exec", "--json", "local", "run.py") as command:
         wait_until("it runs", (person.home / "up").exists)
+        person.wait_state("running")
         for _ in range(2):
             os.kill(command.pid, signal.SIGINT)
             assert command.stderr is not None

@@ -242,13 +242,16 @@ class GridEngine:
             self.root / "spool" / "execd",
         ):
             folder.mkdir(parents=True)
+        # What the hosts see has to lie in the lab's folder: wherever our own is, they may have something else there.
+        self.prefix = self.lab.folder / "gridengine-files"
+        shutil.copytree(PREFIX, self.prefix, symlinks=True)
         for name in ("util", "templates"):
-            (self.root / name).symlink_to(PREFIX / "usr/share/gridengine" / name)
+            (self.root / name).symlink_to(self.prefix / "usr/share/gridengine" / name)
         (common / "bootstrap").write_text(_BOOTSTRAP.format(root=self.root))
         (common / "act_qmaster").write_text(self.master.name + "\n")
         for host in self.lab.hosts:
             # Its programs look for each other in /usr/lib/gridengine, which only the hosts shall have.
-            host.run(f"mount -t overlay overlay -o lowerdir={PREFIX}/usr/lib:/usr/lib /usr/lib")
+            host.run(f"mount -t overlay overlay -o lowerdir={self.prefix}/usr/lib:/usr/lib /usr/lib")
             for name in (*_PROGRAMS, "sge_qmaster", "sge_execd", "spoolinit", "spooldefaults"):
                 program = f"/usr/lib/gridengine/{name}"
                 wrapper = host.sbin / name
@@ -260,7 +263,7 @@ class GridEngine:
                 wrapper.chmod(0o755)
 
     def _initialise(self) -> None:
-        base = PREFIX / "usr/share/gridengine"
+        base = self.prefix / "usr/share/gridengine"
         settings = (base / "default-configuration").read_text()
         for old, new in (
             ("/var/spool/gridengine/execd", f"{self.root}/spool/execd"),

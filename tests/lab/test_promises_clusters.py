@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,16 @@ def rough(tmp_path: Path, make_slurm_lab: Callable[..., SlurmCluster]) -> Iterat
     yield make
     for person in made:
         person.close()
+
+
+@contextlib.contextmanager
+def running(person: Person, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that does not outlive the test, whatever goes wrong."""
+    with person.start(*words) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def ended(out: bytes) -> list[dict[str, Any]]:
@@ -62,8 +74,8 @@ def test_nodes_that_share_one_home_get_code_once_and_lose_no_result(rough: Calla
 def test_an_allocation_that_ended_and_was_forgotten_while_nobody_looked_is_over(
     rough: Callable[..., Any],
 ) -> None:
-    cluster, person = rough(2)
-    with person.start("batch", "big", "/bin/sleep", "-x", "60", "--json", "--", "1") as batch:
+    cluster, person = rough()
+    with running(person, "batch", "big", "/bin/sleep", "-x", "60", "--json", "--", "1") as batch:
         wait_until("some of it is done", lambda: some_succeeded(person))
         batch.send_signal(signal.SIGSTOP)
         try:
@@ -71,10 +83,7 @@ def test_an_allocation_that_ended_and_was_forgotten_while_nobody_looked_is_over(
             cluster.forget()
         finally:
             batch.send_signal(signal.SIGCONT)
-        try:
-            out, err = batch.communicate(timeout=60)
-        finally:
-            batch.kill()
+        out, err = batch.communicate(timeout=90)
     assert batch.returncode == 0, err.decode()
     assert len(ended(out)) == 60
     assert queue(cluster) == []
@@ -83,7 +92,7 @@ def test_an_allocation_that_ended_and_was_forgotten_while_nobody_looked_is_over(
 @pytest.mark.soak
 def test_an_allocation_that_is_preempted_loses_nothing(rough: Callable[..., Any]) -> None:
     cluster, person = rough()
-    with person.start("batch", "big", "/bin/sleep", "-x", "120", "--json", "--", "1") as batch:
+    with running(person, "batch", "big", "/bin/sleep", "-x", "120", "--json", "--", "1") as batch:
         wait_until("some of it is done", lambda: some_succeeded(person))
         cluster.run("sbatch -p high -N3 --exclusive -o /dev/null --wrap 'sleep 8'")
         out, err = batch.communicate(timeout=200)
@@ -109,7 +118,7 @@ def test_what_its_time_cuts_off_is_begun_again_in_the_next_allocation(rough: Cal
 @pytest.mark.soak
 def test_a_node_whose_slurm_dies_with_all_its_steps_loses_nothing(rough: Callable[..., Any]) -> None:
     cluster, person = rough()
-    with person.start("batch", "big", "/bin/sleep", "-x", "240", "--json", "--", "1") as batch:
+    with running(person, "batch", "big", "/bin/sleep", "-x", "240", "--json", "--", "1") as batch:
         wait_until("some of it is done", lambda: some_succeeded(person))
         cluster.kill_node("h3", steps=True)
         out, err = batch.communicate(timeout=250)
