@@ -168,11 +168,6 @@ class Frontend:
         )
         self._hurry()
 
-    def hurry(self) -> None:
-        """Something happened that the batch system may know more of: a node is out of reach."""
-        if self._kept:
-            self._hurry()
-
     def _hurry(self) -> None:
         self._pause_s = SOON_S
         self._wake.set()

@@ -17,12 +17,10 @@ from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.tables import AT_NODE
 from liborch.core.things import Allocation, Cluster, lead_of
-from liborch.drive.allocating import Frontend
 from liborch.drive.execution import Execution
 from liborch.drive.ground import as_ours, unbroken
 from liborch.drive.orders import remote_folder, spec_from_json, spec_to_json, submitted
 from liborch.drive.outputs import OnOutput, Sink
-from liborch.drive.procedures import system_of
 from liborch.drive.ranks import open_details, spec_of
 from liborch.drive.recording import NOTHING, decode
 from liborch.drive.rounds import Rounds
@@ -127,6 +125,10 @@ class Driver(Rounds):
     def know_frontend(self, profile: HostProfile) -> None:
         """Speak with a cluster's batch system of what was asked of it; nothing new is. Raises UnknownName."""
         if profile.name not in self.frontends:
+            # Most hosts have no batch system: nobody waits for what speaks with one.
+            from liborch.drive.allocating import Frontend
+            from liborch.drive.procedures import system_of
+
             frontend = Frontend(
                 profile,
                 system_of(profile, self._variables),

@@ -1,4 +1,4 @@
-"""Running a batch system's commands on a host's frontend: over SSH, or on this machine where that is the frontend."""
+"""Running a batch system's commands: on a host's frontend, which may be this machine, or on a node."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ async def run_on_frontend(profile: HostProfile, pool: Pool, command: Command) ->
     """
     if profile.ssh == "local":
         return await _run_here(command)
-    done = await pool.run(
-        profile.ssh, shlex.join(command.argv), input=command.stdin, timeout_s=command.timeout_s
-    )
+    return await run_over_ssh(profile.ssh, pool, command)
+
+
+async def run_over_ssh(host: str, pool: Pool, command: Command) -> Output:
+    """Run a command on a host. Raises what `run_on_frontend` raises."""
+    done = await pool.run(host, shlex.join(command.argv), input=command.stdin, timeout_s=command.timeout_s)
     code = 255 if done.signal is not None else done.exit_status
     return Output(None if done.unknown else code, done.stdout, done.stderr, done.truncated)
 

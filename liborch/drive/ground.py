@@ -13,12 +13,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liborch.batch_systems.procedures import Procedures
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
 from liborch.core.policy import Policy
 from liborch.core.things import lead_of
-from liborch.drive.allocating import Frontend
 from liborch.drive.conversations import Conversations
 from liborch.drive.execution import Execution
 from liborch.drive.ranks import part_of
@@ -34,6 +32,7 @@ from liborch.journal import Change, NewExecution, Writer
 from liborch.ssh import Pool
 
 if TYPE_CHECKING:
+    from liborch.drive.allocating import Frontend
     from liborch.transfer.send import Progress
 
 #: Told what happens: (what, execution, fields). For people's messages; decides nothing.
@@ -163,13 +162,10 @@ class Ground:
         return target
 
     def _by_procedures(self, target: Target, frontend: Frontend, allocation: str) -> None:
-        from liborch.drive.procedures import prepare
+        from liborch.drive.procedures import prepare, proxies_of
 
-        assert isinstance(frontend.system, Procedures)
         target.prepare = functools.partial(prepare, target, frontend, allocation, self._pool)
-        proxy = frontend.system.proxycommand(target.machine)
-        if proxy:
-            self._pool.proxies[target.machine] = proxy
+        self._pool.proxies.update(proxies_of(target))
 
     def now(self) -> float:
         """Seconds on the core's clock."""

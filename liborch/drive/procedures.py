@@ -6,13 +6,13 @@ how many slots there are and what they are called; what that leaves goes on to t
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from liborch.batch_systems.base import BatchSystem, Output, Unclear
+from liborch.batch_systems.base import BatchSystem, Unclear
 from liborch.batch_systems.names import named
 from liborch.batch_systems.procedures import Procedures
+from liborch.drive.frontend_commands import run_over_ssh
 from liborch.errors import AgentError
 from liborch.specs import HostProfile
 from liborch.specs import Procedures as Commands
@@ -61,12 +61,8 @@ async def prepare(target: Target, frontend: Frontend, allocation: str, pool: Poo
     left = system.parse_outcome(await frontend.run(system.outcome(allocation)))
     if isinstance(left, Unclear):
         raise AgentError(target.name, left.why, retriable=True)
-    command = system.handles(left, target.machine)
-    done = await pool.run(
-        target.ssh, shlex.join(command.argv), input=command.stdin, timeout_s=command.timeout_s
-    )
-    code = None if done.unknown else 255 if done.signal is not None else done.exit_status
-    handles = system.parse_handles(Output(code, done.stdout, done.stderr, done.truncated))
+    said = await run_over_ssh(target.ssh, pool, system.handles(left, target.machine))
+    handles = system.parse_handles(said)
     if isinstance(handles, Unclear):
         raise AgentError(target.name, handles.why, retriable=True)
     target.handles = handles.words

@@ -19,6 +19,7 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
+from tests.lab.debs import unpack
 from tests.lab.hosts import Host, Lab
 from tests.lab.machine import wait_until
 
@@ -157,18 +158,7 @@ def unavailable() -> str | None:
         return None
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         return "Grid Engine is unpacked from Debian's packages: needs apt-get and dpkg-deb"
-    fresh = PREFIX.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    done = subprocess.run(
-        f"apt-get download -qq {' '.join(_PACKAGES)} && for f in *.deb; do dpkg-deb -x $f . || exit; done; rm *.deb",
-        shell=True, cwd=fresh, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        return f"Debian's packages of Grid Engine cannot be had: {done.stderr.strip()[-300:]}"
-    shutil.rmtree(PREFIX, ignore_errors=True)
-    fresh.rename(PREFIX)
-    return None
+    return unpack("Grid Engine", _PACKAGES, PREFIX)
 
 
 class GridEngine:

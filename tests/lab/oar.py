@@ -16,6 +16,7 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
+from tests.lab.debs import unpack
 from tests.lab.hosts import Host, Lab
 from tests.lab.machine import wait_until
 
@@ -54,18 +55,7 @@ def unavailable() -> str | None:
         return "OAR needs PostgreSQL: apt-get install postgresql"
     if (PREFIX / "usr/sbin/Almighty").exists():
         return None
-    fresh = PREFIX.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    done = subprocess.run(
-        f"apt-get download -qq {' '.join(_PACKAGES)} && for f in *.deb; do dpkg-deb -x $f . || exit; done; rm *.deb",
-        shell=True, cwd=fresh, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        return f"Debian's packages of OAR cannot be had: {done.stderr.strip()[-300:]}"
-    shutil.rmtree(PREFIX, ignore_errors=True)
-    fresh.rename(PREFIX)
-    return None
+    return unpack("OAR", _PACKAGES, PREFIX)
 
 
 class OarServer:
