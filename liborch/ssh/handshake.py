@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from liborch.errors import AuthenticationRefused, HostUnreachable
+from liborch.ssh.gathering import spare_empty_packets, speak_over
 from liborch.ssh.host_keys import Judge
 from liborch.ssh.limits import Limits
 from liborch.ssh.resolve import Endpoint
@@ -146,6 +147,16 @@ class _Attempt:
             self.proxy.end()
 
 
+class _Socket:
+    """A connected socket, for asyncssh to speak over."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def create_connection(self, factory: Any, _host: str, _port: int) -> Any:
+        return await speak_over(self._sock, factory)
+
+
 class _Tunnel:
     """A jump host's connection, for asyncssh to open a channel to the next host through."""
 
@@ -262,6 +273,13 @@ async def _log_in(
             lost.set_result("" if error is None else str(error) or type(error).__name__)
 
     keys, locked = _load_keys(endpoint, note)
+    # asyncssh's word for "somebody else makes the connection" is tunnel, whatever it leads through.
+    way: _Socket | _Tunnel
+    if tunnel is not None:
+        way = _Tunnel(tunnel)
+    else:
+        assert sock is not None
+        way = _Socket(sock)
     clients: list[Client] = []
 
     def make_client() -> Any:
@@ -272,8 +290,7 @@ async def _log_in(
         connection = await asyncssh.connect(
             endpoint.host,
             endpoint.port,
-            sock=sock,
-            tunnel=_Tunnel(tunnel) if tunnel is not None else (),
+            tunnel=way,
             client_factory=make_client,
             **_options(endpoint, limits, judge, keys),
         )
@@ -305,6 +322,7 @@ async def _log_in(
             note(f"{endpoint.name}: recorded its new host key in {endpoint.user_known_hosts[:1]}")
         except OSError as error:
             note(f"{endpoint.name}: its new host key was not recorded: {error}")
+    spare_empty_packets(connection)
     return Opened(connection, lost)
 
 
