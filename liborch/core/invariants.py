@@ -150,7 +150,7 @@ def _check_node(machine: Orchestration, node: Node, used: dict[int, int]) -> Non
     if bool(node.ahead) != (node.number in machine._donors):
         raise InvariantError(f"{node!r}: donors are not up to date")
     usable = node.is_open and node.free_cpus > 0 and not node.ahead
-    wanted = (node.free_gpus, node.free_cpus, node.free_memory) if usable else None
-    indexed = machine._index.where(node.number)
+    wanted = (node.until, node.free_gpus, node.free_cpus, node.free_memory) if usable else None
+    indexed = machine._index.nodes.get(node.number)
     if indexed != wanted:
         raise InvariantError(f"{node!r}: the index says {indexed}, should be {wanted}")

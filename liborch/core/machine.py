@@ -82,7 +82,7 @@ class Orchestration(Allocations):
         if not self.draining:
             if self.queue.waiting:
                 self._place_waiting()
-            elif self._donors and self._index and self._now >= self._rebalance_at:
+            elif self._donors and self._index.nodes and self._now >= self._rebalance_at:
                 self._rebalance()
         if self.clusters:
             self._review()
@@ -103,7 +103,7 @@ class Orchestration(Allocations):
             first = self._review_at
         if (
             self._donors
-            and self._index
+            and self._index.nodes
             and not self.draining
             and not self.queue.waiting
             and (first is None or self._rebalance_at < first)

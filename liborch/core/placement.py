@@ -100,10 +100,11 @@ class Placement:
     def _refresh(self, node: Node) -> None:
         """Bring the index in line with a node."""
         # Room beside orders ahead is theirs: the agent starts them in order, whatever else would fit.
-        if node.is_open and not node.ahead:
+        if not node.ahead and node.is_open:
             self._index.put(node.number, node.free_cpus, node.free_memory, node.free_gpus, node.until)
             return
-        self._index.remove(node.number)
+        if node.number in self._index.nodes:
+            self._index.remove(node.number)
         if self._reserved is not None and node.number in self._reserved[1]:
             self._unreserve()
 
@@ -182,10 +183,16 @@ class Placement:
 
     def _place_waiting(self) -> None:
         """Place as many waiting items as fit; then hand some ahead."""
+        if self._index.nodes:
+            self._fill_room()
+        if self._hungry and self.queue.waiting:
+            self._hand_ahead()
+
+    def _fill_room(self) -> None:
         queue = self.queue
-        index = self._index
+        nodes = self._index.nodes
         self._soonest_on.clear()
-        while index:
+        while nodes:
             group = queue.first()
             if group is None:
                 break
@@ -208,8 +215,6 @@ class Placement:
             item.node = node
             self._take_room(item)
             self._put_on(item, node)
-        if queue.waiting and self._hungry:
-            self._hand_ahead()
 
     def _kept_from(self, item: Item) -> Mapping[int, Node]:
         """Nodes kept for somebody else. What is kept is usable: see `_refresh`."""

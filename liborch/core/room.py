@@ -15,25 +15,20 @@ from collections.abc import Container
 from liborch.quantities import format_size
 
 
-class Index:
-    """The nodes with anything free."""
+class _Index:
+    """The nodes with anything free whose time is over at the same instant."""
+
+    __slots__ = ("_levels", "_masks", "count")
 
     def __init__(self) -> None:
+        #: How many nodes.
+        self.count = 0
         self._masks: dict[int, int] = {}
         self._levels: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        self._where: dict[int, tuple[int, int, int]] = {}
 
-    def put(self, node: int, cpus: int, memory_bytes: int, gpus: int) -> None:
-        """State what is free on a node; nothing free takes it out."""
-        old = self._where.get(node)
-        if old is not None:
-            if old == (gpus, cpus, memory_bytes):
-                return
-            self._take_out(node, old)
-        if cpus <= 0:
-            self._where.pop(node, None)
-            return
-        self._where[node] = (gpus, cpus, memory_bytes)
+    def put(self, node: int, gpus: int, cpus: int, memory_bytes: int) -> None:
+        """Take in a node that is not here."""
+        self.count += 1
         key = (gpus, cpus)
         level = self._levels.get(key)
         if level is None:
@@ -42,25 +37,13 @@ class Index:
             self._masks[gpus] = self._masks.get(gpus, 0) | (1 << cpus)
         insort(level, (memory_bytes, node))
 
-    def remove(self, node: int) -> None:
-        """The node is out of use."""
-        old = self._where.pop(node, None)
-        if old is not None:
-            self._take_out(node, old)
-
-    def _take_out(self, node: int, old: tuple[int, int, int]) -> None:
-        gpus, cpus, memory_bytes = old
+    def remove(self, node: int, gpus: int, cpus: int, memory_bytes: int) -> None:
+        """Take out a node that was put in with these."""
+        self.count -= 1
         level = self._levels[gpus, cpus]
         del level[bisect_left(level, (memory_bytes, node))]
         if not level:
             self._masks[gpus] &= ~(1 << cpus)
-
-    def free_cpus(self) -> int:
-        """Free cores on all nodes; counts them, so not for the hot path."""
-        return sum(cpus for _gpus, cpus, _memory in self._where.values())
-
-    def __bool__(self) -> bool:
-        return bool(self._where)
 
     def best(self, cpus: int, memory_bytes: int, gpus: int, skip: Container[int] = ()) -> int:
         """Return the node that fits best, or -1. `skip`: nodes kept for somebody else."""
@@ -89,54 +72,45 @@ class Rooms:
     """The nodes with anything free, each until its time is over."""
 
     def __init__(self) -> None:
-        self._forever = Index()
+        #: {node: (when its time is over, free GPUs, cores, memory)}: to be read.
+        self.nodes: dict[int, tuple[float, int, int, int]] = {}
+        self._forever = _Index()
         #: {when the time of its nodes is over: them}
-        self._by_end: dict[float, Index] = {math.inf: self._forever}
+        self._by_end: dict[float, _Index] = {math.inf: self._forever}
         #: Those times, the soonest first.
         self._ends = [math.inf]
-        #: {node: when its time is over}; only those whose time is.
-        self._end_of: dict[int, float] = {}
 
     def put(self, node: int, cpus: int, memory_bytes: int, gpus: int, until: float = math.inf) -> None:
         """State what is free on a node; nothing free takes it out. `until`: when its time is over, seconds."""
-        old = self._end_of.get(node, math.inf)
-        if old != until:
+        if cpus <= 0:
             self.remove(node)
-            if until != math.inf:
-                self._end_of[node] = until
+            return
+        new = (until, gpus, cpus, memory_bytes)
+        if self.nodes.get(node) == new:
+            return
+        self.remove(node)
+        self.nodes[node] = new
         index = self._by_end.get(until)
         if index is None:
-            index = self._by_end[until] = Index()
+            index = self._by_end[until] = _Index()
             insort(self._ends, until)
-        index.put(node, cpus, memory_bytes, gpus)
-        if until != math.inf and cpus <= 0:
-            self._drop_empty(until)
+        index.put(node, gpus, cpus, memory_bytes)
 
     def remove(self, node: int) -> None:
         """The node is out of use."""
-        until = self._end_of.pop(node, math.inf)
-        index = self._by_end.get(until)
-        if index is not None:
-            index.remove(node)
-            if until != math.inf:
-                self._drop_empty(until)
-
-    def _drop_empty(self, until: float) -> None:
-        if not self._by_end[until]:
+        old = self.nodes.pop(node, None)
+        if old is None:
+            return
+        until, gpus, cpus, memory_bytes = old
+        index = self._by_end[until]
+        index.remove(node, gpus, cpus, memory_bytes)
+        if not index.count and index is not self._forever:
             del self._by_end[until]
             del self._ends[bisect_left(self._ends, until)]
 
     def free_cpus(self) -> int:
         """Free cores on all nodes; counts them, so not for the hot path."""
-        return sum(index.free_cpus() for index in self._by_end.values())
-
-    def where(self, node: int) -> tuple[int, int, int] | None:
-        """What is on record of a node: free GPUs, cores, memory; None: it is not here."""
-        index = self._by_end.get(self._end_of.get(node, math.inf))
-        return index._where.get(node) if index is not None else None
-
-    def __bool__(self) -> bool:
-        return len(self._ends) > 1 or bool(self._forever)
+        return sum(cpus for _until, _gpus, cpus, _memory in self.nodes.values())
 
     def best(
         self,

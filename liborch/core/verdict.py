@@ -32,6 +32,7 @@ REASONS: Final = (
 )
 
 _STATES: Final = {"cancelled": "CANCELLED", "lost": "LOST", "allocation": "LOST"}
+_EDGES: Final = {"SUCCEEDED": "succeed", "FAILED": "fail", "CANCELLED": "cancelled", "LOST": "lose"}
 
 
 def final_state(reason: str, code: int | None) -> str:
@@ -43,7 +44,7 @@ def final_state(reason: str, code: int | None) -> str:
 
 def edge(state: str) -> str:
     """The edge that leads to a final state."""
-    return {"SUCCEEDED": "succeed", "FAILED": "fail", "CANCELLED": "cancelled", "LOST": "lose"}[state]
+    return _EDGES[state]
 
 
 def asks_retry(retry_on: tuple[str, ...], reason: str, code: int | None) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.queue import Queue
-from liborch.core.room import Index
+from liborch.core.room import Rooms
 from tests.core.stories import Story
 
 GIB = 1 << 30
@@ -289,7 +289,7 @@ Room = tuple[int, int, int]
 def test_the_index_finds_what_looking_at_every_node_finds(
     rooms: list[Room], changes: list[tuple[int, int, int, int]], asked: Room, skip: int
 ) -> None:
-    index = Index()
+    index = Rooms()
     free: dict[int, Room] = {}
     for number, room in [*enumerate(rooms), *((number, (c, m, g)) for number, c, m, g in changes)]:
         free[number] = room
@@ -305,4 +305,4 @@ def test_the_index_finds_what_looking_at_every_node_finds(
     ]
     assert index.best(cpus, memory, gpus, {skip}) == (min(fitting)[3] if fitting else -1)
     assert index.free_cpus() == sum(max(0, room[0]) for room in free.values())
-    assert bool(index) == any(room[0] > 0 for room in free.values())
+    assert bool(index.nodes) == any(room[0] > 0 for room in free.values())
