@@ -10,14 +10,16 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from liborch.batch_systems.base import TIMEOUT_S, Command, Output, Rejected, Unclear, is_id
+from liborch.batch_systems.base import PATIENCE_S, TIMEOUT_S, Command, Output, Rejected, Unclear, is_id
 from liborch.errors import SpecError
 
 #: Characters of a program's words that reach a message.
 SHOWN: Final = 240
-#: Seconds after which a submission is ended on the frontend itself. Whatever becomes of the connection, it is over before the
-#: command is given up: one that arrives after its token was looked up and not found would be nobody's.
-PATIENCE_S: Final = 25
+#: What `timeout` ends with when it ended a command.
+_OUT_OF_TIME: Final = 124
+#: What a shell, `env` and `timeout` end with, and say, when there is no such program.
+_NO_PROGRAM: Final = 127
+_MISSING = re.compile(r"no such file or directory|not found", re.IGNORECASE)
 
 _HEARD = re.compile(rb"(?:\A|\n)orch-begin\|(\d{9,11})\n(.*)orch-end\|(\d{1,3})\n\Z", re.DOTALL)
 _NODE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\Z")
@@ -62,12 +64,13 @@ def submission(
     *,
     script: str = "",
     first: Sequence[str] = (),
+    patience_s: float = PATIENCE_S,
 ) -> Command:
     """Return the submission of the holder, as a script on the standard input of `words`; without a holder just run them.
 
     `script`: lines of sh instead of the holder. `first` are lines of sh before it; the words they leave in `$@` come last.
     """
-    line = f"timeout -k 2 {PATIENCE_S} {shlex.join(words)}" + (' "$@"' if first else "")
+    line = f"timeout -k 2 {patience_s:.0f} {shlex.join(words)}" + (' "$@"' if first else "")
     if not holder:
         return shell(*first, line)
     end = f"orch-{token}-end"
@@ -108,6 +111,8 @@ def unclear(what: str, output: Output) -> Unclear:
     """Return that an answer is none: how the command ended and the beginning of what it said."""
     if output.code is None:
         return Unclear(f"{what} did not end in time, or its connection broke")
+    if output.code == _OUT_OF_TIME and not output.stdout.strip() and not output.stderr.strip():
+        return Unclear(f"{what} did not end in time")
     said = excerpt(output.stderr, output.stdout)
     if output.is_cut:
         return Unclear(f"{what} printed more than is read; it began: {said}")
@@ -128,6 +133,9 @@ def refused(output: Output, table: Refusals) -> Rejected | None:
         for pattern, retriable in table:
             if pattern.search(said):
                 return Rejected(excerpt(raw), retriable)
+    if output.code == _NO_PROGRAM and _MISSING.search(text_of(output.stderr)):
+        here = "is this its frontend, and the program on the PATH of a login that runs a command?"
+        return Rejected(f"{excerpt(output.stderr)}; {here}")
     return None
 
 

@@ -23,6 +23,9 @@ from typing import Final, Literal, Protocol
 
 #: Seconds after which a command of a batch system is given up.
 TIMEOUT_S: Final = 30.0
+#: Seconds after which a submission is ended on the frontend itself. Whatever becomes of the connection, it is over before the
+#: command is given up: one that arrives after its token was looked up and not found would be nobody's.
+PATIENCE_S: Final = 25.0
 #: Bytes of output that are read of one; more is `is_cut`.
 MOST_OUTPUT: Final = 1 << 20
 #: Names of allocations begin so; the token follows.
@@ -70,6 +73,8 @@ class Request:
     avoided: tuple[str, ...] = ()
     #: Absolute path on the frontend of the folder where the system may write the script's output; "": nowhere.
     log_folder: str = ""
+    #: Seconds after which the submission is ended on the frontend.
+    patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         if not _TOKEN.match(self.token):
@@ -147,6 +152,8 @@ class Sight:
     gpus: int | None = None
     #: Seconds until it is expected to start, as the system estimates; None: not said.
     starts_in_s: float | None = None
+    #: It is held for what was asked: nobody but who asked can help, by asking for something else.
+    is_hopeless: bool = False
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,12 @@ class Lsf:
         log = f"{request.log_folder.rstrip('/')}/{request.name}.log" if request.log_folder else "/dev/null"
         words += ["-oo", log, "-rn", "-L", "/bin/sh"]
         # bsub waits for ever where a limit is reached, unless it may try but once.
-        return submission(["env", "LSB_NTRIES=1", *words, *options], request.token, request.holder)
+        return submission(
+            ["env", "LSB_NTRIES=1", *words, *options],
+            request.token,
+            request.holder,
+            patience_s=request.patience_s,
+        )
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read bsub's answer: `Job <1> is submitted to [default] queue <normal>.`, and nothing else."""

@@ -132,7 +132,9 @@ class Oar:
             log = f"{request.log_folder.rstrip('/')}/{request.name}.log"
         words = ("-n", request.name, "-l", wanted, "-O", log, "-E", log, *options)
         # The holder is one word: OAR hands it to the person's shell.
-        return submission(["oarsub", *words, shlex.join(request.holder)], request.token)
+        return submission(
+            ["oarsub", *words, shlex.join(request.holder)], request.token, patience_s=request.patience_s
+        )
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read oarsub's answer: one `OAR_JOB_ID=N` among remarks, and nothing else."""

@@ -135,7 +135,9 @@ class Pbs:
         if not any(word.startswith("-r") for word in options):
             # Whether to start again is decided here, not by the server.
             words += ["-r", "n"]
-        return submission([*words, *options], request.token, request.holder, first=first)
+        return submission(
+            [*words, *options], request.token, request.holder, first=first, patience_s=request.patience_s
+        )
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read qsub's answer: an id on a line of its own, and nothing else."""

@@ -153,7 +153,7 @@ class Sge:
         if "-r" not in options:
             # Whether to start again is decided here, not by the qmaster.
             words += ["-r", "n"]
-        return submission([*words, *options], request.token, request.holder)
+        return submission([*words, *options], request.token, request.holder, patience_s=request.patience_s)
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read `qsub -terse`'s answer: an id, and nothing else."""

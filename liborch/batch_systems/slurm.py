@@ -108,8 +108,9 @@ class Slurm:
         # What sbatch finds is what the holder gets, and its options may name a time of day.
         first = f"unset {SBATCH_VARIABLES} LC_ALL LANG TZ"
         return submission(
-            [*words, *request.options], request.token, request.holder, script=request.script, first=[first]
-        )
+            [*words, *request.options], request.token, request.holder,
+            script=request.script, first=[first], patience_s=request.patience_s,
+        )  # fmt: skip
 
     def parse_submit(self, output: Output) -> Accepted | Rejected | Unclear:
         """Read the id. Banners before it and warnings beside it do no harm."""

@@ -8,7 +8,7 @@ from typing import Final
 from liborch.batch_systems._reading import bytes_of, seconds_of
 from liborch.batch_systems.base import Sight, token_of
 from liborch.batch_systems.node_names import expand
-from liborch.batch_systems.slurm_words import ENDS, STATES, is_held
+from liborch.batch_systems.slurm_words import ENDS, STATES, is_held, is_hopeless
 
 #: What squeue is asked to print of each, "|" behind every field, free text last. Versions before 20.02 know no separators
 #: in their `-O` (there is no header then that fits), and no restarts in their `-o`.
@@ -75,6 +75,7 @@ def sight_of(line: str, now: float) -> Sight:
         memory_bytes=_each(_memory(row["tres"]), row["nodes"]) if has_nodes else None,
         gpus=_gpus(row["tres"], row["gres"], row["nodes"]) if has_nodes else None,
         starts_in_s=max(0.0, start - now) if start is not None and state == "queued" else None,
+        is_hopeless=state == "held" and is_hopeless(reason),
     )
 
 

@@ -62,20 +62,20 @@ ENDS: Final[dict[str, End]] = {
     "JobLaunchFailure": "failed",
 }
 
-#: Reasons of a pending one that no time will mend: it asks for what it can never have, or somebody holds it.
-_HELD: Final = frozenset(
+#: Reasons of a pending one that asks for what it can never have.
+_HOPELESS: Final = frozenset(
+    {
+        *("InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed", "MaxMemPerLimit"),
+        *("PartitionTimeLimit", "QOSTimeLimit", "AssociationTimeLimit", "InvalidBBRequest"),
+        *("QOSMinCpuNotSatisfied", "QOSMinGRES", "QOSMinMemory", "QOSMinNode"),
+    }
+)
+#: And of one that no time will mend, but somebody: who holds it, or who sees to nodes (PartitionNodeLimit is told as well while
+#: too many of them are down).
+_HELD: Final = _HOPELESS | frozenset(
     {
         *("JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue", "DependencyNeverSatisfied", "BadConstraints"),
-        *("InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed", "MaxMemPerLimit"),
-        *(
-            "PartitionTimeLimit",
-            "PartitionNodeLimit",
-            "PartitionConfig",
-            "QOSTimeLimit",
-            "AssociationTimeLimit",
-        ),
-        *("ReservationDeleted", "ReservationInvalid", "InvalidBBRequest", "FedJobLock"),
-        *("QOSMinCpuNotSatisfied", "QOSMinGRES", "QOSMinMemory", "QOSMinNode"),
+        *("PartitionNodeLimit", "PartitionConfig", "ReservationDeleted", "ReservationInvalid", "FedJobLock"),
         *("launch_failed_requeued_held", "launch failed requeued held", "job requeued in held state"),
     }
 )
@@ -87,6 +87,11 @@ _HELD_LIMIT = re.compile(r"(?:QOS|Assoc)Max\w*Per(?:Job|Node)(?:Limit)?\Z")
 def is_held(reason: str) -> bool:
     """Whether one that is pending for this reason waits for a person, not for nodes."""
     return reason in _HELD or _HELD_LIMIT.match(reason) is not None
+
+
+def is_hopeless(reason: str) -> bool:
+    """Whether one that is pending for this reason can never begin, so that only another request will do."""
+    return reason in _HOPELESS or _HELD_LIMIT.match(reason) is not None
 
 
 #: What says that nobody knows whether the controller took the submission: the answer was lost, not the question.

@@ -12,6 +12,8 @@ unclear          it was run, and nobody knows what it did: the token is looked f
 known            its id is known; what it does is told by the answers
 ===============  =====================================================================================================
 
+A batch system that is slow is given more time for each command (`patience`), up to some minutes.
+
 A question that is not answered says nothing; an answer in which an allocation is missing twice says that it is over. What
 is found in the queue under a token of this orchestration and is not known here is ended: it was submitted twice.
 """
@@ -23,9 +25,10 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from liborch.batch_systems.base import (
+    PATIENCE_S,
     Accepted,
     BatchSystem,
     Command,
@@ -42,6 +45,7 @@ from liborch.core.things import Allocation
 from liborch.drive.frontend_commands import run_on_frontend
 from liborch.drive.holders import holder_script
 from liborch.errors import HostUnreachable, OrchestraError, ProcedureError, SpecError
+from liborch.quantities import format_duration
 from liborch.specs import HostProfile
 from liborch.ssh import Pool
 
@@ -57,6 +61,9 @@ LOOKED_FOR_S = 8.0
 MISSED = 2
 #: How far its end may be off before the core is told anew, in seconds.
 DRIFT_S = 3.0
+#: One that was not done in time is given so much more the next time, and how much at most.
+MORE_PATIENCE = 3.0
+PATIENCE_MOST = 9.0
 #: Longest wait after a frontend or batch system that did not answer.
 SILENT_MOST_S = 60.0
 
@@ -85,6 +92,8 @@ class _Kept:
     is_lent: bool = False
     #: It was asked to end so often.
     cancels: int = 0
+    #: Why it can never begin; "": it may.
+    hopeless: str = ""
 
 
 class Frontend:
@@ -116,6 +125,8 @@ class Frontend:
         self.error: OrchestraError | None = None
         #: Why the last node that was left could not be used; None: it could.
         self.node_error: OrchestraError | None = None
+        #: How many times their usual time commands are given.
+        self.patience = 1.0
         self._pool = pool
         #: What tokens of this orchestration begin with.
         self._prefix = hashlib.sha256(orchestration.encode()).hexdigest()[:12]
@@ -212,7 +223,7 @@ class Frontend:
         return any(
             kept.unclear_since is not None
             and not kept.looks
-            and self._clock() - kept.unclear_since >= LOOKED_FOR_S
+            and self._clock() - kept.unclear_since >= LOOKED_FOR_S * self.patience
             for kept in self._kept.values()
         )
 
@@ -224,12 +235,12 @@ class Frontend:
                 self._over(kept, "cancelled", "before it was asked for")
                 continue
             try:
-                command = self.system.submit(kept.request)
+                command = self.system.submit(replace(kept.request, patience_s=PATIENCE_S * self.patience))
             except (SpecError, ValueError) as error:
                 self._refused(kept, Rejected(str(error)), error if isinstance(error, SpecError) else None)
                 continue
             try:
-                output = await self.run(command)
+                output = await self._run(command)
             except OrchestraError as error:
                 if isinstance(error, HostUnreachable) and error.retriable:
                     raise _Silent(str(error)) from error
@@ -285,6 +296,7 @@ class Frontend:
     async def _ask(self) -> None:
         command = self.system.query([kept.id for kept in self._kept.values() if kept.id])
         asked = {kept.name for kept in self._kept.values()}
+        asked_at = self._clock()
         answer = self.system.parse_query(await self._run_patiently(command))
         if isinstance(answer, Unclear):
             raise _Silent(answer.why)
@@ -303,7 +315,8 @@ class Frontend:
             if sight is not None and kept.token and sight.token and sight.token != kept.token:
                 # Systems give ids again: this one is another's.
                 sight = None
-            changed |= self._missing(kept) if sight is None else self._seen(kept, sight)
+            changed |= self._missing(kept) if sight is None else self._seen(kept, sight, asked_at)
+        await self._give_up_hopeless()
         await self._end_twins(answer)
         again = [kept for kept in self._kept.values() if kept.is_releasing and kept.id and kept.missed == 0]
         if again and self._pause_s > 2 * SOON_S:
@@ -311,7 +324,7 @@ class Frontend:
         most = ACTIVE_S if all(kept.told == "active" for kept in self._kept.values()) else QUEUED_S
         self._pause_s = SOON_S if changed else min(self._pause_s * SLOWER, most)
 
-    def _seen(self, kept: _Kept, sight: Sight) -> bool:
+    def _seen(self, kept: _Kept, sight: Sight, asked_at: float) -> bool:
         """Tell the core what is new; whether anything was."""
         kept.missed = 0
         if sight.state == "ended":
@@ -323,7 +336,9 @@ class Frontend:
                 return True
             return False
         if sight.state == "active":
-            return self._active(kept, sight)
+            return self._active(kept, sight, asked_at)
+        if sight.is_hopeless and not (kept.is_lent or kept.is_releasing):
+            kept.hopeless = sight.why
         new = (kept.told, kept.why) != ("queued", sight.why)
         if new:
             kept.told, kept.why = "queued", sight.why
@@ -335,8 +350,10 @@ class Frontend:
             self._post(ev.AllocationQueued(kept.name, kept.id, sight.why))
         return new
 
-    def _active(self, kept: _Kept, sight: Sight) -> bool:
-        ends_at = None if sight.left_s is None else self._clock() + sight.left_s
+    def _active(self, kept: _Kept, sight: Sight, asked_at: float) -> bool:
+        # Nobody knows when within a slow answer the time was told.
+        left_s = None if sight.left_s is None else max(0.0, sight.left_s - (self._clock() - asked_at))
+        ends_at = None if left_s is None else self._clock() + left_s
         if kept.told == "active" and sight.restarts > kept.restarts:
             # It was put back and has begun again between two answers.
             self._post(ev.AllocationQueued(kept.name, kept.id, "it was started again"))
@@ -363,7 +380,7 @@ class Frontend:
                 kept.name,
                 kept.id,
                 sight.nodes,
-                sight.left_s,
+                left_s,
                 sight.cpus or 0,
                 sight.memory_bytes or 0,
                 sight.gpus or 0,
@@ -383,7 +400,7 @@ class Frontend:
         if kept.unclear_since is None:
             return False
         kept.looks += 1
-        if kept.looks >= LOOKS and self._clock() - kept.unclear_since >= LOOKED_FOR_S:
+        if kept.looks >= LOOKS and self._clock() - kept.unclear_since >= LOOKED_FOR_S * self.patience:
             # It never arrived.
             kept.unclear_since = None
             kept.looks = 0
@@ -397,12 +414,42 @@ class Frontend:
             said = why.removeprefix("start_allocation: ")
             self._refused(kept, Rejected(why), ProcedureError("start_allocation", said))
             return
+        if kept.hopeless:
+            self._refused(kept, Rejected(f"allocation {kept.id} could never begin: {kept.hopeless}"), None)
+            return
         del self._kept[kept.name]
         self._tell(
             "allocation", host=self.profile.name, id=kept.id, state="ended", end=end, why=why,
             released=kept.is_releasing, nodes=kept.request.nodes,
         )  # fmt: skip
         self._post(ev.AllocationEnded(kept.name, end, why))
+
+    async def _give_up_hopeless(self) -> None:
+        """Take out of the queue what can never begin. The core is told when it is gone, and then asks for no other."""
+        for kept in list(self._kept.values()):
+            if kept.hopeless and not kept.is_releasing:
+                kept.is_releasing = True
+                kept.hopeless += await self._limit_of(kept.request)
+
+    async def _limit_of(self, request: Request) -> str:
+        """What the batch system tells of a limit that a request is over; "": nothing."""
+        command = self.system.limits(request.options)
+        limits = self.system.parse_limits(await self._run_patiently(command))
+        found = []
+        longest = limits.most_walltime_s
+        if longest is not None and request.walltime_s is not None and request.walltime_s > longest:
+            source = limits.sources.get("most_walltime_s", self.system.name)
+            found.append(
+                f"{source} is {format_duration(longest)}, asked for are {format_duration(request.walltime_s)}: "
+                "say less in the profile's `allocation: {walltime: ...}`"
+            )
+        if limits.most_nodes is not None and request.nodes > limits.most_nodes:
+            source = limits.sources.get("most_nodes", self.system.name)
+            found.append(
+                f"{source} is {limits.most_nodes}, asked for are {request.nodes}: "
+                "say less in the profile's `allocation: {nodes: ...}`"
+            )
+        return "".join(f"; {each}" for each in found)
 
     async def _end_twins(self, answer: dict[str, Sight]) -> None:
         """End what is ours by its token and nobody knows: it was submitted twice, or is over for the core."""
@@ -425,9 +472,18 @@ class Frontend:
     async def _run_patiently(self, command: Command) -> Output:
         """Raises _Silent when the frontend cannot be reached now."""
         try:
-            return await self.run(command)
+            return await self._run(command)
         except OrchestraError as error:
             raise _Silent(str(error)) from error
+
+    async def _run(self, command: Command) -> Output:
+        """Run a command in its time, and give the next more when that was too little. Raises OrchestraError as `run`."""
+        given_s = PATIENCE_S * self.patience
+        began = self._clock()
+        output = await self.run(replace(command, timeout_s=command.timeout_s * self.patience))
+        if self._clock() - began >= given_s:
+            self.patience = min(self.patience * MORE_PATIENCE, PATIENCE_MOST)
+        return output
 
     async def run(self, command: Command) -> Output:
         """Run a command on the frontend. Raises OrchestraError when it cannot be reached."""

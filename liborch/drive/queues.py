@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from liborch.batch_systems.base import BatchSystem, Sight, Unclear, is_id
 from liborch.drive.frontend_commands import run_on_frontend
@@ -21,6 +22,8 @@ LIVE = ("queued", "held", "active")
 END_S = 30.0
 AGAIN_S = 5.0
 LOOK_S = 0.3
+#: A question without an answer is asked once more, with so many times its time.
+SLOW = 4.0
 
 
 def system_of(profile: HostProfile) -> BatchSystem:
@@ -43,7 +46,12 @@ async def look(profile: HostProfile, pool: Pool, ids: Sequence[str] = ()) -> dic
         WorldError: The batch system gave no answer that is understood.
     """
     system = system_of(profile)
-    answer = system.parse_query(await run_on_frontend(profile, pool, system.query(ids)))
+    command = system.query(ids)
+    output = await run_on_frontend(profile, pool, command)
+    if output.code is None:
+        # It may only be slow.
+        output = await run_on_frontend(profile, pool, replace(command, timeout_s=command.timeout_s * SLOW))
+    answer = system.parse_query(output)
     if isinstance(answer, Unclear):
         raise WorldError(f"{profile.name}: {answer.why}; try again in a minute")
     return {id: sight for id, sight in answer.items() if sight.token or id in ids}

@@ -104,6 +104,20 @@ def test_an_id_with_anything_beside_it_is_unclear(system: BatchSystem, around: s
     assert isinstance(system.parse_submit(output), Unclear)
 
 
+def test_a_program_that_is_not_there_is_a_refusal_that_says_so(system: BatchSystem) -> None:
+    missing = (
+        b"timeout: failed to run command 'qsub': No such file or directory\n",
+        b"sh: 9: oarsub: not found\n",
+        b"bash: line 3: bsub: command not found\n",
+    )
+    for said in missing:
+        refused = system.parse_submit(answer(127, b"", said))
+        assert isinstance(refused, Rejected)
+        assert not refused.is_retriable
+        assert "is this its frontend" in refused.why
+    assert isinstance(system.parse_submit(answer(127, b"", b"")), Unclear)
+
+
 def test_a_command_that_did_not_end_says_nothing(system: BatchSystem) -> None:
     output = Output(None, answer(0, TAKEN[system.name]).stdout, b"qsub: Unknown queue\n")
     for parsed in (system.parse_submit(output), system.parse_query(output), system.parse_cancel(output)):

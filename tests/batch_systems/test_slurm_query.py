@@ -185,6 +185,20 @@ def test_a_limit_that_others_leave_is_waited_for_and_one_of_its_own_is_not(reaso
     assert sight.why == ("PENDING" if reason in ("None", "(null)") else reason)
 
 
+def test_what_asks_for_more_than_it_can_have_is_hopeless_and_what_somebody_holds_is_not() -> None:
+    hopeless = {
+        "PartitionTimeLimit": True,
+        "QOSMaxWallDurationPerJobLimit": True,
+        "AccountNotAllowed": True,
+        "JobHeldUser": False,
+        # Told as well while too many nodes are down.
+        "PartitionNodeLimit": False,
+        "Resources": False,
+    }
+    for reason, expected in hopeless.items():
+        assert read(row(state="PENDING", names="", reason=reason))["7"].is_hopeless is expected, reason
+
+
 @pytest.mark.parametrize(
     ("left", "end", "expected"),
     [

@@ -125,4 +125,4 @@ def test_a_node_whose_slurm_dies_with_all_its_steps_loses_nothing(rough: Callabl
     assert batch.returncode == 0, err.decode()
     assert len(ended(out)) == 240
     cluster.start_node("h3")
-    assert queue(cluster) == []
+    wait_until("the queue is empty", lambda: queue(cluster) == [])
