@@ -83,10 +83,11 @@ async def allocate(wish: Wish) -> int:
     refused: list[str] = []
 
     def listener(what: str, _x: str, fields: dict[str, Any]) -> None:
-        if what == "refused":
-            again = "; it may be taken later: ask again then" if fields["again"] else ""
-            refused.append(f"{fields['host']}: {fields['why']}{again}")
-        else:
+        if what != "refused":
+            narrate_cluster(messages, what, fields)
+        elif fields["why"] not in refused:
+            # It is asked for again, and refused again, for as long as it takes: said once.
+            refused.append(fields["why"])
             narrate_cluster(messages, what, fields)
 
     lasts = f" for {format_duration(spec.walltime_s)}" if spec.walltime_s is not None else ""
@@ -98,10 +99,10 @@ async def allocate(wish: Wish) -> int:
     ) as driver:  # fmt: skip
         driver.add_host(profile)
         driver.hold_nodes(profile)
-        allocation = await _come(driver, profile, refused, {"QUEUED", "ACTIVE"})
+        allocation = await _come(driver, profile, {"QUEUED", "ACTIVE"})
         await _note(driver, profile, folders, allocation)
         if not wish.detach:
-            allocation = await _come(driver, profile, refused, {"ACTIVE"})
+            allocation = await _come(driver, profile, {"ACTIVE"})
         driver.detached = True
         _show(profile, orchestration, allocation, driver.now(), as_json=wish.as_json)
         if allocation.state == "ACTIVE":
@@ -123,7 +124,7 @@ def _as_wished(profile: HostProfile, wish: Wish) -> HostProfile:
     return msgspec.structs.replace(profile, allocation=spec)
 
 
-async def _come(driver: Driver, profile: HostProfile, refused: list[str], states: set[str]) -> Allocation:
+async def _come(driver: Driver, profile: HostProfile, states: set[str]) -> Allocation:
     """The allocation, once it is in one of these states. Raises SpecError, WorldError when it never will be."""
     began = False
     while True:
@@ -133,12 +134,15 @@ async def _come(driver: Driver, profile: HostProfile, refused: list[str], states
             began = True
             if allocation.state in states and allocation.id:
                 return allocation
-        elif began or refused:
+            continue
+        cluster = driver.core.clusters.get(profile.name)
+        if cluster is None or HELD in driver.core.held_later:
+            continue
+        if began or cluster.is_refused:
             error = driver.frontends[profile.name].error
             if error is not None:
                 raise error
-            why = refused[-1] if refused else driver.core.clusters[profile.name].why
-            raise WorldError(why or f"{profile.name}: the allocation was over before it began")
+            raise WorldError(cluster.why or f"{profile.name}: the allocation was over before it began")
 
 
 async def _note(driver: Driver, profile: HostProfile, folders: Places, allocation: Allocation) -> None:

@@ -61,6 +61,8 @@ class Allocations(Reach):
         self._unwanted = False
         #: Nodes whose allocation is over and that hold something: {number: (node, given up when out of reach until)}
         self._left: dict[int, tuple[Node, float | None]] = {}
+        #: What a person asked for and was refused for now: {name: (cluster, nodes)}. It is asked for again.
+        self.held_later: dict[str, tuple[Cluster, int]] = {}
         #: How long an execution takes, a moving average in seconds; None: none has ended.
         self._takes_s: float | None = None
 
@@ -82,13 +84,16 @@ class Allocations(Reach):
         cluster = self.clusters.get(event.cluster)
         if cluster is None or event.a in self.allocations:
             return
-        allocation = Allocation(event.a, cluster, event.nodes, self._now)
+        self._hold(event.a, cluster, event.nodes, event.id)
+
+    def _hold(self, name: str, cluster: Cluster, node_count: int, id: str = "") -> None:
+        allocation = Allocation(name, cluster, node_count, self._now)
         allocation.is_held = True
-        allocation.is_lent = bool(event.id)
+        allocation.is_lent = bool(id)
         allocation.story.append((self._now, "held", allocation.state))
-        self.allocations[event.a] = allocation
+        self.allocations[name] = allocation
         if allocation.is_lent:
-            allocation.id = event.id
+            allocation.id = id
             self._move_allocation(allocation, "queued")
             cluster.is_refused = False
             self._possible.clear()
@@ -122,6 +127,8 @@ class Allocations(Reach):
             self._refuse(cluster, event.why)
         else:
             self._request_later(cluster)
+            if allocation.is_held and not allocation.is_lent:
+                self.held_later[allocation.name] = (cluster, allocation.node_count)
         self._is_stale = True
 
     def _request_later(self, cluster: Cluster) -> None:
@@ -215,6 +222,7 @@ class Allocations(Reach):
 
     def _allocations_unwanted(self, _event: ev.AllocationsUnwanted) -> None:
         self._unwanted = True
+        self.held_later.clear()
         for allocation in list(self.allocations.values()):
             self._release(allocation)
 
@@ -342,7 +350,7 @@ class Allocations(Reach):
 
     def _review(self) -> None:
         """What time and use mean for allocations, and whether more are needed."""
-        if not (self.allocations or self.queue.waiting or self._left):
+        if not (self.allocations or self.queue.waiting or self._left or self.held_later):
             self._is_stale = False
             # A look that was due for what is gone by now is due no more.
             self._review_at = math.inf
@@ -365,6 +373,12 @@ class Allocations(Reach):
             self._review_one(allocation)
         if self.draining or self._unwanted:
             return
+        for name, (cluster, node_count) in list(self.held_later.items()):
+            if cluster.retry_at is not None and self._now < cluster.retry_at:
+                self._look_again(cluster.retry_at)
+            else:
+                del self.held_later[name]
+                self._hold(name, cluster, node_count)
         for cluster in self.clusters.values():
             self._request(cluster)
 

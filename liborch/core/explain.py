@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from liborch.core.things import Item, Node
 
 
-def explain(machine: Orchestration, x: str) -> list[str]:
+def explain(machine: Orchestration, x: str, now: float) -> list[str]:
     """One line per condition, the most telling first; empty when `x` is not live here."""
     item = machine.items.get(x)
     if item is None:
         return []
     if item.state == "WAITING":
-        return _waiting(machine, item)
+        return _waiting(machine, item, now)
     if item.gang is not None:
         return [
             f"rank {member.rank}: {line}"
             for member, name in zip(item.gang.members, item.gang.names, strict=True)
-            for line in _on_node(machine, member, name)
+            for line in _on_node(member, name, now)
         ]
     assert item.node is not None
-    return _on_node(machine, item, item.node.name)
+    return _on_node(item, item.node.name, now)
 
 
-def _on_node(machine: Orchestration, item: Item, name: str) -> list[str]:
+def _on_node(item: Item, name: str, now: float) -> list[str]:
     if item.gang is not None and item.state == "COLLECTING" and not item.gang.is_over:
         return [f"it ended on {name}; the others are waited for"]
     node = item.node
@@ -45,7 +45,7 @@ def _on_node(machine: Orchestration, item: Item, name: str) -> list[str]:
     if item.cancelling:
         lines.append("it was asked to end")
     if node.link != "OPEN":
-        lines.append(_unreachable(machine, node))
+        lines.append(_unreachable(node, now))
     return lines
 
 
@@ -56,7 +56,7 @@ def _placed(item: Item, node: Node) -> str:
     return f"{node.name} was told to start it"
 
 
-def _waiting(machine: Orchestration, item: Item) -> list[str]:
+def _waiting(machine: Orchestration, item: Item, now: float) -> list[str]:
     lines: list[str] = []
     if not machine.nodes and not machine.clusters:
         return ["there is no node yet"]
@@ -73,7 +73,7 @@ def _waiting(machine: Orchestration, item: Item) -> list[str]:
         elif node.state == "LOST":
             lines.append(f"{node.name}: lost: {node.why}")
         elif node.link != "OPEN":
-            lines.append(_unreachable(machine, node))
+            lines.append(_unreachable(node, now))
         elif not node.could_ever(item):
             whole = describe_room(node.cpus, node.memory_bytes, node.gpus)
             lines.append(f"{node.name}: has {whole} in all; asked: {_asked(item)}")
@@ -87,31 +87,31 @@ def _waiting(machine: Orchestration, item: Item) -> list[str]:
             and machine._reserved[0] is not item
         ):
             lines.append(f"{node.name}: kept for {machine._reserved[0].x}, which is before it")
-    lines += _to_come(machine)
+    lines += _to_come(machine, now)
     if item.node_count > 1:
         lines.append(f"it takes {item.node_count} nodes at once")
     return lines or ["it is about to be placed"]
 
 
-def _to_come(machine: Orchestration) -> list[str]:
+def _to_come(machine: Orchestration, now: float) -> list[str]:
     """What is asked of batch systems, and what they say."""
     lines = []
     for allocation in machine.allocations.values():
-        since = format_duration(max(0.0, machine._now - allocation.story[-1][0]))
+        # Since when one is queued or active that another client asked for, nobody told.
+        age = "" if allocation.is_lent else format_duration(max(0.0, now - allocation.story[-1][0]))
         name = f"allocation {allocation.id}" if allocation.id else "an allocation"
+        nodes = f"{allocation.node_count} node{'s' if allocation.node_count != 1 else ''}"
         why = f": {allocation.why}" if allocation.why else ""
         state = {
-            "REQUESTED": f"is being asked for, for {since}",
-            "QUEUED": f"has been queued for {since}",
-            "ACTIVE": f"is active, for {since}",
+            "REQUESTED": f"is being asked for, for {age}",
+            "QUEUED": f"has been queued for {age}" if age else "is queued",
+            "ACTIVE": f"is active, for {age}" if age else "is active",
             "DRAINING": "takes nothing more: it is about to be over",
         }[allocation.state]
-        lines.append(f"{allocation.cluster.name}: {name} of {allocation.node_count} nodes {state}{why}")
+        lines.append(f"{allocation.cluster.name}: {name} of {nodes} {state}{why}")
     for cluster in machine.clusters.values():
-        if cluster.is_refused or (cluster.retry_at or 0.0) > machine._now:
-            again = (
-                format_duration((cluster.retry_at or 0.0) - machine._now) if not cluster.is_refused else ""
-            )
+        if cluster.is_refused or (cluster.retry_at or 0.0) > now:
+            again = format_duration((cluster.retry_at or 0.0) - now) if not cluster.is_refused else ""
             lines.append(f"{cluster.name}: {cluster.why}{f'; asked again in {again}' if again else ''}")
     return lines
 
@@ -131,17 +131,13 @@ def _asked(item: Item) -> str:
     return describe_room(item.cpus, item.memory_bytes, item.gpus)
 
 
-def _unreachable(machine: Orchestration, node: Node) -> str:
-    since = format_duration(max(0.0, machine._now - node.since))
+def _unreachable(node: Node, now: float) -> str:
+    since = format_duration(max(0.0, now - node.since))
     if node.link == "CONNECTING":
         return f"{node.name}: being connected to, for {since}"
     if node.link == "CLOSED":
         return f"{node.name}: not connected"
     if node.link == "REFUSED":
         return f"{node.name}: cannot be used: {node.why}"
-    again = (
-        ""
-        if node.retry_at is None
-        else f"; next try in {format_duration(max(0.0, node.retry_at - machine._now))}"
-    )
+    again = "" if node.retry_at is None else f"; next try in {format_duration(max(0.0, node.retry_at - now))}"
     return f"{node.name}: unreachable for {since}: {node.why}{again}"

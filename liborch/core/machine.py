@@ -414,8 +414,13 @@ class Orchestration(Allocations):
 
         check(self)
 
-    def explain(self, x: str) -> list[str]:
-        """Why an execution is not further than it is, condition by condition. Empty when it is not known here."""
+    def explain(self, x: str, now: float | None = None) -> list[str]:
+        """Why an execution is not further than it is, condition by condition. Empty when it is not known here.
+
+        Args:
+            x: Its id.
+            now: Seconds on the engine's clock, for how long things have lasted. None: when something happened last.
+        """
         from liborch.core.explain import explain
 
-        return explain(self, x)
+        return explain(self, x, self._now if now is None else now)

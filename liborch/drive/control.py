@@ -141,7 +141,10 @@ def nodes(driver: Driver) -> list[dict[str, Any]]:
 def explain(driver: Driver, x: str) -> dict[str, Any]:
     """Why an execution is not further than it is."""
     item = driver.core.items.get(x)
-    return {"state": item.state.lower() if item is not None else "ended", "lines": driver.core.explain(x)}
+    return {
+        "state": item.state.lower() if item is not None else "ended",
+        "lines": driver.core.explain(x, driver.now()),
+    }
 
 
 async def set_pace(driver: Driver, x: str, *, pause: bool) -> str:
@@ -166,7 +169,7 @@ async def set_pace(driver: Driver, x: str, *, pause: bool) -> str:
         if now >= deadline:
             # The wish would stay, and come true at some later time.
             driver.post(ev.ResumeAsked(x) if pause else ev.PauseAsked(x))
-            why = "; ".join(driver.core.explain(x))
+            why = "; ".join(driver.core.explain(x, now))
             raise WorldError(f"{x[:8]} is not {wanted.lower()} after {PACE_S:.0f} s: {why}")
         if now - asked_at >= AGAIN_S:
             asked_at = now

@@ -110,4 +110,4 @@ class Execution:
 
     def explain(self) -> list[str]:
         """Why it is not further than it is, condition by condition."""
-        return self._driver.core.explain(self.id)
+        return self._driver.core.explain(self.id, self._driver.now())

@@ -333,7 +333,26 @@ def test_explain_says_what_the_batch_system_says() -> None:
     assert any("is being asked for" in line for line in story.machine.explain("x1"))
     story.tell(ev.AllocationQueued("a1", "71", "Resources"), after=120.0)
     story.tell(ev.Tick(), after=60.0)
-    assert "big: allocation 71 of 1 nodes has been queued for 1m: Resources" in story.machine.explain("x1")
+    assert "big: allocation 71 of 1 node has been queued for 1m: Resources" in story.machine.explain("x1")
+
+
+def test_how_long_one_is_queued_counts_also_while_nothing_happens() -> None:
+    story = cluster()
+    submit(story, 1)
+    story.tell(ev.AllocationQueued("a1", "71", "Resources"))
+    (line,) = story.machine.explain("x1", story.now + 600.0)
+    assert line == "big: allocation 71 of 1 node has been queued for 10m: Resources"
+
+
+def test_since_when_another_clients_allocation_is_queued_is_not_pretended() -> None:
+    story = Story()
+    story.tell(
+        ev.ClusterAdded("big", nodes=2, most=0, cpus=2),
+        ev.AllocationHeld("h1", "big", 2, "71"),
+        ev.AllocationQueued("h1", "71", "Priority"),
+    )
+    submit(story, 1)
+    assert "big: allocation 71 of 2 nodes is queued: Priority" in story.machine.explain("x1")
 
 
 def test_one_that_begins_at_once_was_never_seen_in_the_queue() -> None:
@@ -397,6 +416,28 @@ def test_what_a_person_holds_is_asked_for_at_once_and_kept_when_idle() -> None:
     assert released(story.tell(ev.Tick(), after=600.0)) == []
     assert story.machine.allocations["held"].state == "ACTIVE"
     assert released(story.tell(ev.AllocationsUnwanted())) == ["held"]
+
+
+def test_what_a_person_wants_to_hold_is_asked_for_again_when_it_is_refused_for_now() -> None:
+    story = cluster()
+    story.tell(ev.AllocationHeld("held", "big", 2))
+    story.tell(ev.AllocationRefused("held", "QOSMaxSubmitJobPerUserLimit", True))
+    assert asked(story.caused) == [("held", 2)], "not at once"
+    while not story.machine.allocations:
+        story.tick()
+    assert asked(story.caused) == [("held", 2), ("held", 2)]
+    story.tell(ev.AllocationRefused("held", "invalid partition specified: nope"))
+    story.tell(ev.Tick(), after=3600.0)
+    assert asked(story.caused) == [("held", 2), ("held", 2)], "that is for good"
+
+
+def test_nobody_asks_again_for_what_a_person_does_not_want_any_more() -> None:
+    story = cluster()
+    story.tell(ev.AllocationHeld("held", "big", 2))
+    story.tell(ev.AllocationRefused("held", "QOSMaxSubmitJobPerUserLimit", True))
+    story.tell(ev.AllocationsUnwanted())
+    story.tell(ev.Tick(), after=3600.0)
+    assert asked(story.caused) == [("held", 2)]
 
 
 def test_what_is_lent_is_used_and_never_given_back() -> None:

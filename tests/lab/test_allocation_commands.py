@@ -13,6 +13,7 @@ import pytest
 from tests.cli.person import Person, wait_until
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import PROFILE, queue, write_profile
+from tests.lab.test_promises_clusters import running
 
 pytestmark = pytest.mark.lab
 
@@ -110,6 +111,42 @@ def test_options_go_to_the_batch_system_and_what_it_refuses_is_told(
     assert done.returncode == 2
     assert b"invalid partition specified: nowhere" in done.stderr
     assert queue(slurm_lab) == []
+
+
+def test_a_request_that_is_refused_for_now_waits_says_why_once_and_is_made_again(
+    slurm_lab: SlurmCluster, person: Person
+) -> None:
+    tries = slurm_lab.lab.folder / "tries"
+    tries.unlink(missing_ok=True)
+    refusing = (
+        f"echo >> {tries}\n"
+        f'[ "$(wc -l < {tries})" -gt 2 ] && exec /usr/bin/sbatch "$@"\n'
+        "echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2\n"
+        "echo 'sbatch: error: Batch job submission failed: Job violates accounting/QOS policy' >&2\n"
+        "exit 1"
+    )
+    with slurm_lab.fake("sbatch", refusing):
+        done = person.run("alloc", "big", "-N", "1")
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(tries.read_text()) == 3
+    said = done.stderr.decode()
+    assert said.count("big: no allocation now: ") == said.count("asking again later") == 1
+    assert "AssocMaxSubmitJobLimit" in said
+    assert [each["id"] for each in allocations(person)] == done.stdout.decode().split()
+
+
+def test_ctrl_c_while_a_request_is_refused_for_now_leaves_nothing(
+    slurm_lab: SlurmCluster, person: Person
+) -> None:
+    refusing = "echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1"
+    with slurm_lab.fake("sbatch", refusing), running(person, "alloc", "big") as waiting:
+        assert waiting.stderr is not None
+        while b"asking again later" not in (line := waiting.stderr.readline()):
+            assert line, "it ended"
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=30) == 130
+    assert queue(slurm_lab) == []
+    assert allocations(person) == []
 
 
 def test_an_id_that_nobody_knows_is_told_with_the_nearest(slurm_lab: SlurmCluster, person: Person) -> None:
