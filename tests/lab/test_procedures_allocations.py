@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.person import Person
+from tests.cli.person import Person, wait_until
 from tests.lab.hosts import Lab
+from tests.lab.test_promises_clusters import running
 
 pytestmark = pytest.mark.lab
 
@@ -76,12 +78,21 @@ def test_variables_and_the_folder_travel_from_the_frontend_to_the_execution(lab:
     assert told(lab) == ["started", "cancelled sweet and red"]
 
 
-def test_a_batch_over_several_allocations_cancels_each_that_was_granted(lab: Lab, person: Person) -> None:
-    write(person, filled("sleep 2", "6s"))
-    done = person.run("batch", "borrowed", "/bin/sleep", "-x", "20", "--json", "--", "1", timeout_s=120)
+@pytest.mark.parametrize(
+    ("count", "takes_s", "duration"),
+    [
+        pytest.param(200, 5, "1m", marks=pytest.mark.soak, id="200 in minutes"),
+        pytest.param(14, 1, "4s", id="14 in seconds"),
+    ],
+)
+def test_a_batch_over_several_allocations_cancels_each_that_was_granted(
+    lab: Lab, person: Person, count: int, takes_s: int, duration: str
+) -> None:
+    write(person, filled(f"sleep {takes_s}", duration))
+    done = person.run("batch", "borrowed", "/bin/sleep", "-x", str(count), "--json", "--", "1", timeout_s=280)
     assert done.returncode == 0, done.stderr.decode()
     ended = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(ended) == 20
+    assert len(ended) == count
     assert {each["attempts"] for each in ended} == {1}, (
         "nothing is cut off: they are only not issued any more"
     )
@@ -95,6 +106,7 @@ def test_a_batch_over_several_allocations_cancels_each_that_was_granted(lab: Lab
         ("export RUNAWAY_NODES", "export RUNAWAY_OTHER", "RUNAWAY_NODES"),
         ("export RUNAWAY_HANDLES", "export RUNAWAY_OTHER", "RUNAWAY_HANDLES"),
         ("- mkdir -p /root/place\n    - cd", "- exit 3\n    - cd", "start_allocation"),
+        ("- export RUNAWAY_HANDLES", "- exit 3\n    - export RUNAWAY_HANDLES", "get_node_handles"),
     ],
 )
 def test_what_a_procedure_does_not_do_is_an_error_that_names_it(
@@ -107,3 +119,33 @@ def test_what_a_procedure_does_not_do_is_an_error_that_names_it(
     assert said.encode() in done.stderr
     notes = told(lab)
     assert notes.count("started") == len(notes) / 2, "what had begun is given back"
+
+
+def test_noise_of_procedures_is_no_answer(lab: Lab, person: Person) -> None:
+    noise = "yes RUNAWAY_HANDLES=wrong | head -c 300000; echo 0_wrong started 1 0 0; echo orch-end >&2"
+    loud = filled(noise).replace("- export", f"- {noise}\n    - export")
+    write(person, loud)
+    done = person.run("exec", "borrowed", "/bin/sh", "--", "-c", "echo $RUNAWAY_HANDLE_ID", timeout_s=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() in ("left-h2", "left-h3")
+    assert told(lab) == ["started", "cancelled and red"]
+
+
+@pytest.mark.parametrize(
+    ("where", "before", "cancelled"),
+    [
+        ("start_allocation", "- export RUNAWAY_NODES", "cancelled"),
+        ("get_node_handles", "- export RUNAWAY_HANDLES", "cancelled and red"),
+    ],
+)
+def test_a_procedure_that_hangs_is_left_by_ctrl_c_and_what_was_begun_is_given_back(
+    lab: Lab, person: Person, where: str, before: str, cancelled: str
+) -> None:
+    write(person, filled().replace(before, f"- echo {where} > /root/place/hangs; sleep 1000\n    {before}"))
+    lab.host("h1").run("mkdir -p /root/place")
+    hangs = [lab.host(name).home / "place" / "hangs" for name in ("h1", "h2", "h3")]
+    with running(person, "exec", "borrowed", "/bin/true") as waiting:
+        wait_until("it hangs", lambda: any(each.exists() for each in hangs))
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=20) == 130
+    assert told(lab) == ["started", cancelled]
