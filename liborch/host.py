@@ -105,7 +105,7 @@ class Host:
 
     @contextlib.asynccontextmanager
     async def slot(
-        self, cpus: int | None = None, *, memory_bytes: int = 0, gpus: int = 0, numa: int | None = None
+        self, cpus: int | None = None, *, memory_bytes: int = 0, gpus: float = 0, numa: int | None = None
     ) -> AsyncIterator[Slot]:
         """Wait for room on a node and hold it. Cancelling the wait, at any moment, gives it back.
 

@@ -1,10 +1,14 @@
-"""Durations and sizes as people write them: "1h30m" <-> seconds, "4GiB" <-> bytes. Pure."""
+"""Durations, sizes and GPUs as people write them: "1h30m" <-> seconds, "4GiB" <-> bytes, "0.5" <-> half a GPU. Pure."""
 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from liborch.errors import QuantityError
+
+#: A GPU that several executions share is dealt out in so many parts.
+GPU_PARTS: Final = 1000
 
 _UNITS_S = {"w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,18})?"
@@ -86,6 +90,46 @@ def format_size(size_bytes: int) -> str:
         if value < 1023.95 or unit == "EiB":
             return f"{value:.1f}".removesuffix(".0") + f" {unit}"
     raise AssertionError("unreachable")
+
+
+def parse_gpus(text: str) -> float:
+    """Return how many GPUs: `2`, or a share of one, `0.5`. Whole numbers are `int`.
+
+    Raises:
+        QuantityError: Anything else.
+    """
+    if not re.fullmatch(r"[0-9]{1,6}(?:\.[0-9]{1,18})?|\.[0-9]{1,18}", text.strip()):
+        raise QuantityError(f"{text[:40]!r} is no number of GPUs; write 2, or 0.5 for half of one")
+    return checked_gpus(float(text))
+
+
+def checked_gpus(gpus: float) -> float:
+    """Return it as it is counted: whole, as `int`, or a share of one in thousandths, so that three have room at 1 / 3 each.
+
+    Raises:
+        QuantityError: It is less than none, more than one and not whole, or too small a share.
+    """
+    if gpus >= 0 and gpus % 1 == 0:
+        return int(gpus)
+    if not 0 < gpus < 1:
+        raise QuantityError(
+            f"{gpus:g} GPUs cannot be given: whole ones (1, 2) or a share of one (0.5), which is on one GPU"
+        )
+    parts = int(gpus * GPU_PARTS + 1e-6)
+    if parts == 0:
+        raise QuantityError(f"{gpus:g} of a GPU is too little; the least is {1 / GPU_PARTS:g}")
+    # The float nearest to so many thousandths, so that equal shares are equal numbers.
+    return parts / GPU_PARTS
+
+
+def shares_of(gpus: float) -> int:
+    """How many shares of this size one GPU has."""
+    return GPU_PARTS // round(gpus * GPU_PARTS)
+
+
+def format_gpus(gpus: float) -> str:
+    """`2 GPUs`, `1 GPU`, `0.5 GPU`."""
+    return f"{gpus:g} GPU{'s' if gpus > 1 or not gpus else ''}"
 
 
 def _clock_s(text: str, days: str | None, first: str, second: str, third: str | None) -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from liborch.errors import SpecError
+from liborch.errors import QuantityError, SpecError
 
 #: Linux's MAX_ARG_STRLEN: one argument or NAME=value longer than this cannot be handed to a program.
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
@@ -26,8 +26,8 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpus: int | None = None
     #: Bytes of memory, a limit; 0: not asked for, not enforced.
     memory_bytes: int = 0
-    #: Whole GPUs, given by UUID.
-    gpus: int = 0
+    #: GPUs, given by UUID: whole ones, or a share of one below 1, which others may have the rest of.
+    gpus: int | float = 0
     #: Bind to this NUMA node; None: any.
     numa: int | None = None
 
@@ -36,6 +36,8 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SpecError(f"cpus must be at least 1, not {self.cpus}")
         if self.memory_bytes < 0 or self.gpus < 0:
             raise SpecError("memory and gpus cannot be negative")
+        if type(self.gpus) is not int:
+            msgspec.structs.force_setattr(self, "gpus", _counted_gpus(self.gpus))
 
     @property
     def counted_cpus(self) -> int:
@@ -44,16 +46,25 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def describe(self) -> str:
         """`2 cores, 4 GiB, 1 GPU`, for messages."""
-        from liborch.quantities import format_size
+        from liborch.quantities import format_gpus, format_size
 
         parts = [f"{self.counted_cpus} core{'s' if self.counted_cpus > 1 else ''}"]
         if self.memory_bytes:
             parts.append(format_size(self.memory_bytes))
         if self.gpus:
-            parts.append(f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}")
+            parts.append(format_gpus(self.gpus))
         if self.numa is not None:
             parts.append(f"NUMA node {self.numa}")
         return ", ".join(parts)
+
+
+def _counted_gpus(gpus: float) -> float:
+    from liborch.quantities import checked_gpus
+
+    try:
+        return checked_gpus(gpus)
+    except QuantityError as error:
+        raise SpecError(str(error)) from error
 
 
 class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,7 +172,7 @@ class SlotSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: int | None = None
     #: Cores, GPUs and memory of each slot.
     cpus: int | None = None
-    gpus: int | None = None
+    gpus: int | float | None = None
     memory_bytes: int | None = None
     #: Only the cores of this NUMA node, and bound to them; None: any.
     numa: int | None = None

@@ -127,6 +127,7 @@ def _as_dict(profile: HostProfile, node: Asked, records: Records) -> dict[str, A
         "used_memory_bytes": room["used_memory"],
         "gpus": list(room["gpus"]),
         "free_gpus": list(room["free_gpus"]),
+        "shared_gpus": dict(room.get("shared_gpus", {})),
         "queued": node.status["queued"],
         "runs": [
             {
@@ -158,6 +159,9 @@ def _print(
         room = node.status["room"]
         cpus, used = _cores(node)
         gpus = f"{len(room['free_gpus'])} of {len(room['gpus'])} free" if room["gpus"] else ""
+        # A share is on one GPU: what is left of each is told by itself.
+        for left in room.get("shared_gpus", {}).values():
+            gpus += f" + {left:g}" if left else ""
         memory = f"{format_size(room['memory_bytes'] - room['used_memory'])} free"
         users = "; ".join(_describe(run, records) for run in node.status["runs"])
         queue = str(node.status["queued"] or "")

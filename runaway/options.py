@@ -40,6 +40,21 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Gpus(click.ParamType[float]):
+    """`2`, or `0.5` of one."""
+
+    name = "gpus"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from liborch.errors import QuantityError
+        from liborch.quantities import parse_gpus
+
+        try:
+            return parse_gpus(str(value))
+        except QuantityError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Assignment(click.ParamType[tuple[str, str]]):
     """`NAME=value` -> (name, value)."""
 
@@ -96,7 +111,9 @@ def simulation(command: F) -> F:
 def resources(command: F) -> F:
     """--time --cpus --mem --gpus."""
     for option in (
-        click.option("--gpus", type=click.IntRange(0), default=0, metavar="N", help="GPUs."),
+        click.option(
+            "--gpus", type=Gpus(), default=None, metavar="N", help="GPUs, or a share of one, such as 0.5."
+        ),
         click.option("--mem", type=Size(), default=0, metavar="SIZE", help="Memory limit, such as 4G."),
         click.option(
             "--cpus", "-c", type=click.IntRange(1), default=None, metavar="N", help="Cores, bound to it."

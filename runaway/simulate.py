@@ -13,12 +13,12 @@ import re
 import sys
 from pathlib import Path
 
-from liborch.drive.targets import targets_of
+from liborch.drive.targets import gpus_of, targets_of
 from liborch.errors import QuantityError, SpecError, StorageError
 from liborch.journal import Journal
 from liborch.places import Places, places
 from liborch.plain_text import neutral
-from liborch.quantities import format_duration, format_size, parse_duration
+from liborch.quantities import format_duration, format_gpus, format_size, parse_duration
 from liborch.sim import gantt
 from liborch.sim.plan import Model, Outcome, Room, Times, Work, parse_times, simulate
 from liborch.specs import AllocationSpec, HostProfile, SlotSpec
@@ -135,7 +135,7 @@ def _room(slots: SlotSpec, profile: HostProfile, name: str) -> Room:
     if slots.count is not None:
         # Memory that nobody limits is enough for all.
         memory = slots.count * slots.memory_bytes if slots.memory_bytes else 1 << 60
-        return Room(slots.count * (slots.cpus or 1), memory, slots.count * (slots.gpus or 0))
+        return Room(slots.count * (slots.cpus or 1), memory, gpus_of(slots))
     if profile.ssh == "local":
         return Room(os.cpu_count() or 1, 1 << 60, len(slots.gpu_ids))
     raise SpecError(
@@ -172,7 +172,7 @@ def work_of(prepared: Prepared, takes: Times) -> Work:
     return Work(
         prepared.plan.count,
         takes,
-        cpus=resources.cpus or prepared.profiles[0].slots.cpus or 1,
+        cpus=resources.counted_cpus,
         memory_bytes=resources.memory_bytes,
         gpus=resources.gpus,
         walltime_s=options.walltime,
@@ -243,7 +243,7 @@ def lines_of(model: Model, work: Work, outcome: Outcome, source: str) -> list[st
         where += f", allocations of up to {spec.nodes}{lasting}, {spec.most} at a time"
     asks = [f"{work.cpus} cores"] if work.cpus > 1 else []
     asks += [format_size(work.memory_bytes)] if work.memory_bytes else []
-    asks += [f"{work.gpus} GPUs"] if work.gpus else []
+    asks += [format_gpus(work.gpus)] if work.gpus else []
     asks += [f"{work.node_count} nodes"] if work.node_count > 1 else []
     found: list[tuple[str, str]] = [
         ("executions", f"{work.count}, {format_duration(work.takes.expected_s)} each ({source})" + "".join(f", {each}" for each in asks)),

@@ -23,7 +23,7 @@ from liborch.places import places
 from liborch.profiles.find import find_host, near_hosts
 from liborch.profiles.procedures import join_arguments
 from liborch.quantities import format_size
-from liborch.specs import ExecutionSpec, HostProfile, Leave, Resources, Transfer
+from liborch.specs import ExecutionSpec, HostProfile, Leave, Transfer
 from runaway.allocations import borrow
 from runaway.messages import Messages
 from runaway.preparing import REMOTE_FOLDER, BrokenOff, Sending, ignore_file, refuse_home
@@ -31,6 +31,7 @@ from runaway.records import SCHEMA_VERSION
 from runaway.scripts import Script, find_script
 from runaway.secrets import hide_words
 from runaway.seeing import Output, left_as_dict, narrate, see_through
+from runaway.wanted import resources_of
 
 if TYPE_CHECKING:
     from liborch.transfer.listing import Listing
@@ -58,7 +59,7 @@ class ExecOptions:
     walltime: float | None
     cpus: int | None
     mem: int
-    gpus: int
+    gpus: float | None
     alloc: str | None
     tty: bool
     detach: bool
@@ -177,7 +178,7 @@ def _spec(
         env=env,
         folder=options.remote_folder if transfer is None else None,
         procedure=profile.execution,
-        resources=Resources(options.cpus, options.mem, options.gpus),
+        resources=resources_of([profile], options.cpus, options.mem, options.gpus),
         walltime_s=options.walltime,
         retry_on=(),
         tty=_terminal_size() if options.tty else None,

@@ -180,6 +180,7 @@ class Keeper:
         hold = self.holds.get(order.get("lease"))
         needs = orders.needs(order)
         if hold is not None:
+            needs = hold.needs
             run.slot, gpus, run.cores = hold.slot, hold.gpus, hold.cores
         else:
             run.slot, gpus = self.room.take(*orders.wishes(order))
@@ -193,7 +194,7 @@ class Keeper:
                 raise OSError(self.ledger.stuck, os.strerror(self.ledger.stuck), self.folder)
             own_files = bool(order.get("live") or order.get("tty")) or hold is not None
             run.capture = self.captures.open(run.slot, key, own_files)
-            self.starter.start(run, gpus)
+            self.starter.start(run, gpus, needs[2])
         except (OSError, ValueError, TypeError) as error:
             verdict = self.starter.why_not(run, error)
             if verdict["reason"] == "node":
@@ -218,8 +219,7 @@ class Keeper:
         if run.room is not None:
             if run.cores:
                 self.cores.give_back(run.cores)
-            cpus, memory, _count, gpus = run.room
-            self.room.give_back(run.slot, cpus, memory, gpus)
+            self.room.give_back(run.slot, *run.room)
         elif run.order.get("lease") not in self.holds:
             self._release_when_empty(run.order.get("lease"))
 
@@ -274,8 +274,7 @@ class Keeper:
             return
         del self.leaving[lease]
         self.cores.give_back(hold.cores)
-        cpus, memory, _count = hold.needs
-        self.room.give_back(hold.slot, cpus, memory, hold.gpus)
+        self.room.give_back(hold.slot, *hold.needs + (hold.gpus,))
         self.ledger.event(hold.owner, "unheld", lease, 1, {})
         self.ledger.close_order(hold.key)
 
@@ -502,6 +501,7 @@ class Keeper:
             "used_memory": room.used_memory,
             "gpus": room.gpus,
             "free_gpus": room.free_gpus,
+            "shared_gpus": {gpu: parts / slots.GPU_PARTS for gpu, parts in room.shared.items()},
             "numa": self.cores.sizes(),
             "means": self.enforcer.means(),
         }

@@ -46,7 +46,7 @@ def unfold(owner, common, items):
 
 
 def needs(order):
-    """Return (cores, bytes of memory, GPUs)."""
+    """Return (cores, bytes of memory, GPUs: whole ones, or a share of one below 1)."""
     return (order.get("cpus") or 1, order.get("mem") or 0, order.get("gpus") or 0)
 
 
@@ -56,7 +56,8 @@ def wishes(order):
 
 
 _KINDS = (
-    (("cpus", "mem", "gpus"), int, lambda value: 0 <= value < 1 << 60),
+    (("cpus", "mem"), int, lambda value: 0 <= value < 1 << 60),
+    (("gpus",), (int, float), lambda value: 0 <= value < 1 << 60 and (value < 1 or value % 1 == 0)),
     (("numa",), int, lambda value: 0 <= value < 1 << 20),
     (("wall", "grace"), (int, float), lambda value: 0 <= value < 1e12),
     (("cwd", "lease", "node"), str, lambda value: "\0" not in value),

@@ -3,6 +3,9 @@
 import heapq
 from collections import OrderedDict
 
+#: A GPU that several share is dealt out in so many parts, so that sums of shares are exact.
+GPU_PARTS = 1000
+
 
 class Room:
     """Capacity and what is taken of it."""
@@ -14,7 +17,10 @@ class Room:
         self.gpus = list(gpus)
         self.used_cpus = 0
         self.used_memory = 0
+        #: Those that nobody uses.
         self.free_gpus = list(gpus)
+        #: {GPU that is shared: parts of it that are free}
+        self.shared = {}
         self._freed = []
         self._next = 0
 
@@ -35,15 +41,27 @@ class Room:
         return (
             self.used_cpus + cpus <= self.cpus
             and self.used_memory + memory_bytes <= self.memory_bytes
-            and gpus <= len(self._suited(self.free_gpus, among))
+            and (not gpus or self._has_gpus(gpus, among))
         )
+
+    def _has_gpus(self, gpus, among):
+        return gpus <= len(self._suited(self.free_gpus, among)) or self._shared_with(gpus, among) is not None
+
+    def _shared_with(self, gpus, among):
+        """The GPU in use on which this share leaves least; None: there is none."""
+        if gpus >= 1:
+            return None
+        parts = _parts_of(gpus)
+        # Of several the one that was shared first: clients reckon with that.
+        suited = [gpu for gpu in self._suited(self.shared, among) if self.shared[gpu] >= parts]
+        return min(suited, key=self.shared.get) if suited else None
 
     def why_never(self, cpus, memory_bytes, gpus, among=None):
         """Why the empty node has no room for a request; "": it has."""
         if self.could_ever(cpus, memory_bytes, gpus, among):
             return ""
         numbers = (cpus, memory_bytes, gpus, self.cpus, self.memory_bytes, len(self.gpus))
-        text = "asks for %d cores, %d bytes of memory, %d GPUs; this node has %d, %d, %d" % numbers
+        text = "asks for %d cores, %d bytes of memory, %g GPUs; this node has %d, %d, %d" % numbers
         return text + " (allowed: %s)" % ", ".join(among) if among else text
 
     def _suited(self, gpus, among):
@@ -57,9 +75,7 @@ class Room:
         """Return (slot number, GPU ids). The lowest free number, so that capture files are reused."""
         self.used_cpus += cpus
         self.used_memory += memory_bytes
-        given = self._suited(self.free_gpus, among)[:gpus]
-        if given:
-            self.free_gpus = [gpu for gpu in self.free_gpus if gpu not in given]
+        given = self._take_gpus(gpus, among) if gpus else []
         if self._freed:
             slot = heapq.heappop(self._freed)
         else:
@@ -67,11 +83,31 @@ class Room:
             self._next += 1
         return slot, given
 
-    def give_back(self, slot, cpus, memory_bytes, gpus):
+    def _take_gpus(self, gpus, among):
+        shared = self._shared_with(gpus, among)
+        given = [shared] if shared else self._suited(self.free_gpus, among)[: int(gpus) or 1]
+        self.free_gpus = [gpu for gpu in self.free_gpus if gpu not in given]
+        if gpus < 1:
+            for gpu in given:
+                self.shared[gpu] = self.shared.get(gpu, GPU_PARTS) - _parts_of(gpus)
+        return given
+
+    def give_back(self, slot, cpus, memory_bytes, gpus, given):
+        """Room of a request is free again; `given`: the ids of its GPUs."""
         self.used_cpus -= cpus
         self.used_memory -= memory_bytes
-        self.free_gpus.extend(gpus)
+        for gpu in given:
+            if gpus < 1:
+                self.shared[gpu] += _parts_of(gpus)
+                if self.shared[gpu] < GPU_PARTS:
+                    continue
+                del self.shared[gpu]
+            self.free_gpus.append(gpu)
         heapq.heappush(self._freed, slot)
+
+
+def _parts_of(gpus):
+    return max(1, int(gpus * GPU_PARTS + 0.5))
 
 
 class Hold:

@@ -138,14 +138,16 @@ class Starter:
         self._home = self._environment.get(b"HOME") or b"/"
         self._programs.clear()
 
-    def start(self, run, gpus):
+    def start(self, run, gpus, gpu_count):
         """Start the process of a run; sets its pid, and box, terminal and means where they apply.
+
+        `gpus`: ids of those it has; `gpu_count` below 1 is the share it has of the only one.
 
         Raises OSError as exec would, ValueError and TypeError for what cannot be given to a program.
         """
         order = run.order
         run.mark = mark(run.key, self._tag)
-        env = self._environment_of(run, gpus)
+        env = self._environment_of(run, gpus, gpu_count)
         folder = self._folder(order)
         argv = [to_bytes(word) for word in order.get("argv") or ()]
         if not argv:
@@ -175,7 +177,7 @@ class Starter:
     def _folder(self, order):
         return to_bytes(order["cwd"]) if order.get("cwd") else self._home
 
-    def _environment_of(self, run, gpus):
+    def _environment_of(self, run, gpus, gpu_count):
         order = run.order
         env = dict(self._environment)
         for name, value in (order.get("env") or {}).items():
@@ -190,6 +192,10 @@ class Starter:
         if gpus:
             for name in _GPU_NAMES:
                 env[name] = to_bytes(",".join(gpus))
+            # Nobody divides a GPU by itself: whoever is told its share has to keep to it.
+            env.pop(b"RUNAWAY_GPU_SHARE", None)
+            if gpu_count < 1:
+                env[b"RUNAWAY_GPU_SHARE"] = b"%g" % gpu_count
             run.means.append("gpus:variables")
         return env
 

@@ -37,7 +37,7 @@ from liborch.core.room import describe_room
 from liborch.core.tables import ALLOCATION_TRANSITIONS, AT_NODE
 from liborch.core.things import Allocation, Cluster, Item, Node
 from liborch.errors import IllegalTransition
-from liborch.quantities import format_duration
+from liborch.quantities import format_duration, shares_of
 
 #: How much the newest of a series counts in its average.
 _NEWEST = 0.2
@@ -585,5 +585,6 @@ def _share_of_node(shape: Shape, room: tuple[int, int, int] | None) -> float | N
     if memory_bytes:
         shares.append(memory_bytes / room[1])
     if gpus:
-        shares.append(gpus / room[2])
+        # Shares are of one GPU each: so many as fit on each, on all of them.
+        shares.append(gpus / room[2] if gpus >= 1 else 1 / (shares_of(gpus) * room[2]))
     return max(shares)

@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterable
 from typing import Final, Generic, Protocol, Self, TypeVar
 
+from liborch.quantities import GPU_PARTS, format_gpus
+
 #: The end of what nobody can tell the end of, in seconds.
 FOREVER: Final = math.inf
 
@@ -33,26 +35,36 @@ A = TypeVar("A", bound=Amount)
 
 
 class Room:
-    """Cores, memory and GPUs, of one node."""
+    """Cores, memory and GPUs, of one node. GPUs are in parts (`quantities.GPU_PARTS`), since some are shared."""
 
-    __slots__ = ("cpus", "gpus", "memory_bytes")
+    __slots__ = ("cpus", "gpu_parts", "memory_bytes")
 
-    def __init__(self, cpus: int, memory_bytes: int, gpus: int) -> None:
+    def __init__(self, cpus: int, memory_bytes: int, gpu_parts: int) -> None:
         self.cpus = cpus
         self.memory_bytes = memory_bytes
-        self.gpus = gpus
+        self.gpu_parts = gpu_parts
 
     def __repr__(self) -> str:
-        return f"<room: {self.cpus} cores, {self.memory_bytes} bytes, {self.gpus} GPUs>"
+        return (
+            f"<room: {self.cpus} cores, {self.memory_bytes} bytes, {format_gpus(self.gpu_parts / GPU_PARTS)}>"
+        )
 
     def __add__(self, other: Room) -> Room:
-        return Room(self.cpus + other.cpus, self.memory_bytes + other.memory_bytes, self.gpus + other.gpus)
+        return Room(
+            self.cpus + other.cpus, self.memory_bytes + other.memory_bytes, self.gpu_parts + other.gpu_parts
+        )
 
     def __sub__(self, other: Room) -> Room:
-        return Room(self.cpus - other.cpus, self.memory_bytes - other.memory_bytes, self.gpus - other.gpus)
+        return Room(
+            self.cpus - other.cpus, self.memory_bytes - other.memory_bytes, self.gpu_parts - other.gpu_parts
+        )
 
     def __le__(self, other: Room) -> bool:
-        return self.cpus <= other.cpus and self.memory_bytes <= other.memory_bytes and self.gpus <= other.gpus
+        return (
+            self.cpus <= other.cpus
+            and self.memory_bytes <= other.memory_bytes
+            and self.gpu_parts <= other.gpu_parts
+        )
 
 
 class Reservation(Generic[A]):

@@ -155,7 +155,8 @@ class Submitted(Event, frozen=True):
     batch: str = ""
     cpus: int = 1
     memory_bytes: int = 0
-    gpus: int = 0
+    #: Whole ones, or a share of one below 1.
+    gpus: int | float = 0
     priority: int = 0
     walltime_s: float | None = None
     retries: int = 0

@@ -123,8 +123,15 @@ def _lacking(item: Item, node: Node) -> str:
     if item.memory_bytes > node.free_memory:
         lacking.append(f"{format_size(max(0, node.free_memory))} of {format_size(node.memory_bytes)} free")
     if item.gpus > node.free_gpus:
-        lacking.append(f"{node.free_gpus} of {node.gpus} GPUs free")
+        lacking.append(_free_gpus(node))
     return ", ".join(lacking)
+
+
+def _free_gpus(node: Node) -> str:
+    """`1 of 2 GPUs free`, `0 of 2 GPUs free, 0.4 of a shared one`."""
+    unused = node.gpu_room.unused
+    left = node.free_gpus - unused
+    return f"{max(0, unused)} of {node.gpus} GPUs free{f', {left:.3g} of a shared one' if left else ''}"
 
 
 def _asked(item: Item) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from liborch.core.room import parts_of
 from liborch.core.tables import FINAL
 from liborch.errors import InvariantError
 
@@ -127,20 +128,23 @@ def _check_queue(machine: Orchestration) -> None:
 
 
 def _check_node(machine: Orchestration, node: Node, used: dict[int, int]) -> None:
-    cpus = memory = gpus = 0
+    cpus = memory = parts = 0
     for x, item in node.items.items():
         if item.node is not node or machine.items.get(x) is not item:
             raise InvariantError(f"{item!r} is filed under {node!r}")
         if item.has_room:
             cpus += item.cpus
             memory += item.memory_bytes
-            gpus += item.gpus
+            parts += parts_of(item.gpus)
             used[id(item.share)] = used.get(id(item.share), 0) + item.cpus
             if x in node.ahead:
                 raise InvariantError(f"{item!r} is ahead and has room")
-    taken = (node.cpus - node.free_cpus, node.memory_bytes - node.free_memory, node.gpus - node.free_gpus)
-    if taken != (cpus, memory, gpus):
-        raise InvariantError(f"{node!r}: {taken} of its room is taken, used are {(cpus, memory, gpus)}")
+    taken_parts = parts_of(node.gpus) - node.gpu_room.free_parts
+    taken = (node.cpus - node.free_cpus, node.memory_bytes - node.free_memory, taken_parts)
+    if taken != (cpus, memory, parts):
+        raise InvariantError(f"{node!r}: {taken} of its room is taken, used are {(cpus, memory, parts)}")
+    if node.free_gpus != node.gpu_room.free:
+        raise InvariantError(f"{node!r}: {node.free_gpus} GPUs are free, should be {node.gpu_room.free}")
     if node.state == "LOST" and node.items:
         raise InvariantError(f"{node!r} is lost and has executions")
     if any(node.items.get(x) is not item for x, item in node.ahead.items()):

@@ -23,7 +23,7 @@ from liborch.core import actions as act
 from liborch.core.backfill import FOREVER, Reservation, Room, reserve
 from liborch.core.policy import Policy
 from liborch.core.queue import Group, Queue, Shape
-from liborch.core.room import Rooms, describe_room
+from liborch.core.room import Rooms, describe_room, parts_of
 from liborch.core.tables import EXECUTION_TRANSITIONS
 from liborch.core.things import Item, Node
 
@@ -142,7 +142,8 @@ class Placement:
         item.has_room = True
         node.free_cpus -= item.cpus
         node.free_memory -= item.memory_bytes
-        node.free_gpus -= item.gpus
+        if item.gpus:
+            node.take_gpus(item)
         assert item.share is not None
         item.share.used_cpus += item.cpus
 
@@ -153,7 +154,8 @@ class Placement:
             item.has_room = False
             node.free_cpus += item.cpus
             node.free_memory += item.memory_bytes
-            node.free_gpus += item.gpus
+            if item.gpus:
+                node.give_gpus_back(item)
             assert item.share is not None
             item.share.used_cpus -= item.cpus
             self.queue.renew(item.share)
@@ -254,6 +256,9 @@ class Placement:
             soonest.update((number, self._soonest(each, head)) for number, each in nodes.items())
         begin = max(each.begin for each in soonest.values())
         kept = Reservation(begin, soonest[node.number].spare)
+        if item.gpus and (head.gpus % 1 or node.gpu_room.is_shared):
+            # What is spare of GPUs is a sum, which says nothing of how much is left of one of them.
+            kept.spare = None
         return kept.lets_pass(_room_of(item), FOREVER if gone_by is None else gone_by)
 
     def _soonest(self, node: Node, item: Item) -> Reservation[Room]:
@@ -268,7 +273,7 @@ class Placement:
             for other in node.items.values()
             if other.has_room
         )
-        free = Room(node.free_cpus, node.free_memory, node.free_gpus)
+        free = Room(node.free_cpus, node.free_memory, node.gpu_room.free_parts)
         found = reserve(_room_of(item), free, ((end, _room_of(other)) for end, _, other in ends), self._now)
         return found or Reservation(FOREVER, None)
 
@@ -448,7 +453,7 @@ class Placement:
 
 
 def _room_of(item: Item) -> Room:
-    return Room(item.cpus, item.memory_bytes, item.gpus)
+    return Room(item.cpus, item.memory_bytes, parts_of(item.gpus))
 
 
 def _time_ahead(node: Node) -> float:

@@ -55,7 +55,7 @@ class Group:
 
 
 #: (cpus, memory bytes, gpus, walltime or None, allowed nodes, how many of them at once)
-Shape = tuple[int, int, int, float | None, tuple[str, ...], int]
+Shape = tuple[int, int, float, float | None, tuple[str, ...], int]
 #: (priority, batch, shape, is a slot request)
 GroupKey = tuple[int, str, Shape, bool]
 

@@ -124,11 +124,12 @@ class Reach(Gangs):
         node.ever_open = True
         node.why = ""
         node.state_id = event.state_id
-        used = (node.cpus - node.free_cpus, node.memory_bytes - node.free_memory, node.gpus - node.free_gpus)
+        used = (node.cpus - node.free_cpus, node.memory_bytes - node.free_memory)
+        node.gpu_room.unused += event.gpus - node.gpus
         node.cpus, node.memory_bytes, node.gpus = event.cpus, event.memory_bytes, event.gpus
         node.free_cpus = node.cpus - used[0]
         node.free_memory = node.memory_bytes - used[1]
-        node.free_gpus = node.gpus - used[2]
+        node.free_gpus = node.gpu_room.free
         holding = {(x, attempt): state for x, attempt, state in event.holding}
         for item in list(node.items.values()):
             if item.state in AT_NODE:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from liborch.core import events as ev
 from liborch.core.queue import Group, Shape, Share
+from liborch.core.room import Gpus
 
 _RANK = re.compile(r"(.+)-r([0-9]+)\Z")
 
@@ -188,6 +189,7 @@ class Node:
         "free_cpus",
         "free_gpus",
         "free_memory",
+        "gpu_room",
         "gpus",
         "host",
         "is_granted",
@@ -228,7 +230,10 @@ class Node:
         #: Out of reach since then, through however many tries; None: it is not, or nothing of ours is there.
         self.down_at: float | None = None
         self.cpus = self.memory_bytes = self.gpus = 0
-        self.free_cpus = self.free_memory = self.free_gpus = 0
+        self.free_cpus = self.free_memory = 0
+        self.gpu_room = Gpus()
+        #: `gpu_room.free`.
+        self.free_gpus: float = 0
         self.state_id = ""
         #: {id: item} of everything staging, placed, running, paused or collecting here.
         self.items: dict[str, Item] = {}
@@ -262,6 +267,16 @@ class Node:
     def takes(self, item: Item) -> bool:
         """Whether it would start at once: there is room, and no order before it."""
         return not self.ahead and self.fits(item)
+
+    def take_gpus(self, item: Item) -> None:
+        """They are its own, or a share of one is."""
+        self.gpu_room.take(item.x, item.gpus)
+        self.free_gpus = self.gpu_room.free
+
+    def give_gpus_back(self, item: Item) -> None:
+        """They are free again."""
+        self.gpu_room.give_back(item.x, item.gpus)
+        self.free_gpus = self.gpu_room.free
 
     def could_ever(self, item: Item) -> bool:
         """Whether the empty node would have room."""

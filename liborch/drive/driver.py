@@ -24,7 +24,7 @@ from liborch.drive.outputs import OnOutput, Sink
 from liborch.drive.ranks import open_details, spec_of
 from liborch.drive.recording import NOTHING, decode
 from liborch.drive.rounds import Rounds
-from liborch.drive.targets import Target, capacity_of, targets_of
+from liborch.drive.targets import Target, capacity_of, gpus_of, targets_of
 from liborch.drive.transfers import sweep, tidy
 from liborch.errors import (
     AgentError,
@@ -96,7 +96,7 @@ class Driver(Rounds):
             None if profile.held else spec.walltime_s,
             capacity.get("cpus", 0),
             capacity.get("memory_bytes", 0),
-            (slots.count or 0) * (slots.gpus or 0),
+            gpus_of(slots),
         )
         self.post(cluster)
         if profile.held:

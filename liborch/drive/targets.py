@@ -13,6 +13,7 @@ from liborch.drive.bootstrap import Pipe
 from liborch.drive.holders import awaiting
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.errors import AgentError, OrchestraError, SpecError
+from liborch.quantities import shares_of
 from liborch.specs import HostProfile, SlotSpec
 from liborch.ssh import Pool
 
@@ -181,6 +182,15 @@ def room_of(target: Target, room: dict[str, Any]) -> tuple[int, int, int]:
                 raise SpecError(f"{target.name} has no GPU {each}; it has {', '.join(gpus) or 'none'}")
         gpus = list({gpus[int(each)] if each.isdigit() else each for each in slots.gpu_ids})
     return cpus, int(room["memory_bytes"]), len(gpus)
+
+
+def gpus_of(slots: SlotSpec) -> int:
+    """GPUs that the slots of a profile take together; 0: it does not say."""
+    if not slots.count or not slots.gpus:
+        return 0
+    if slots.gpus >= 1:
+        return slots.count * int(slots.gpus)
+    return -(-slots.count // shares_of(slots.gpus))
 
 
 def capacity_of(slots: SlotSpec) -> dict[str, int]:

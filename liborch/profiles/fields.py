@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 from liborch.errors import ProfileError, QuantityError
 from liborch.profiles import nodes
 from liborch.profiles.nodes import Node, Scalar, shown
-from liborch.quantities import parse_duration, parse_size
+from liborch.quantities import parse_duration, parse_gpus, parse_size
 
 T = TypeVar("T")
 #: Largest whole number taken: more of anything than there is.
@@ -160,6 +160,16 @@ def whole_number(least: int, what: str = "a whole number") -> Reader[int]:
         return int(text)
 
     return read
+
+
+def read_gpus(place: Place) -> float:
+    """Whole GPUs, or a share of one."""
+    expected = "a whole number, or a share of one GPU such as 0.5"
+    text = _scalar(place, expected).text
+    try:
+        return parse_gpus(text)
+    except QuantityError:
+        place.fail(f"found {shown(text)}", expected)
 
 
 def read_duration(place: Place) -> float:

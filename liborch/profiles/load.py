@@ -19,6 +19,7 @@ from liborch.profiles.fields import (
     read_command,
     read_commands,
     read_duration,
+    read_gpus,
     read_list,
     read_mapping,
     read_size,
@@ -115,7 +116,7 @@ def _read_directory(place: Place) -> str:
 _SLOT_KEYS = {
     "count": Key(whole_number(1)),
     "cpus": Key(whole_number(1)),
-    "gpus": Key(whole_number(0)),
+    "gpus": Key(read_gpus),
     "memory": Key(read_size),
 }
 

@@ -18,6 +18,7 @@ from liborch.core import actions as act
 from liborch.core import events as ev
 from liborch.core.machine import Orchestration
 from liborch.core.policy import Policy
+from liborch.core.room import Gpus
 from liborch.core.things import lead_of
 from liborch.drive.feeding import PAGE, WINDOW
 from liborch.errors import SpecError
@@ -58,7 +59,8 @@ class Machine:
     def empty(self) -> None:
         """Nothing is on it."""
         self.state_id += 1
-        self.cpus, self.memory_bytes, self.gpus = self.room.cpus, self.room.memory_bytes, self.room.gpus
+        self.cpus, self.memory_bytes = self.room.cpus, self.room.memory_bytes
+        self.gpus = Gpus(self.room.gpus)
         self.queue: deque[tuple[str, int]] = deque()
         #: {(execution, attempt): when it began}
         self.runs: dict[tuple[str, int], float] = {}
@@ -282,12 +284,13 @@ class Play:
     def _fill(self, machine: Machine) -> None:
         work, queue = self.work, machine.queue
         while queue and machine.cpus >= work.cpus:
-            if machine.memory_bytes < work.memory_bytes or machine.gpus < work.gpus:
+            if machine.memory_bytes < work.memory_bytes or (work.gpus and machine.gpus.free < work.gpus):
                 return
             x, attempt = queue.popleft()
             machine.cpus -= work.cpus
             machine.memory_bytes -= work.memory_bytes
-            machine.gpus -= work.gpus
+            if work.gpus:
+                machine.gpus.take(x, work.gpus)
             machine.runs[x, attempt] = self.now
             if attempt == 1 and (work.node_count == 1 or lead_of(x)[1] == 0):
                 self._waits.append(self.now)
@@ -315,7 +318,7 @@ class Play:
         if begun is None:
             return
         took = self.now - begun
-        self._give_back(machine)
+        self._give_back(machine, x)
         self._note(machine, begun, 0)
         self._useful_s += took * work.cpus
         self._fill(machine)
@@ -325,11 +328,12 @@ class Play:
     def _say(self, machine: Machine, event: ev.AnyEvent) -> None:
         self._said.append((self.now + self.costs.tell_s, machine, event))
 
-    def _give_back(self, machine: Machine) -> None:
+    def _give_back(self, machine: Machine, x: str) -> None:
         work = self.work
         machine.cpus += work.cpus
         machine.memory_bytes += work.memory_bytes
-        machine.gpus += work.gpus
+        if work.gpus:
+            machine.gpus.give_back(x, work.gpus)
 
     def _note(self, machine: Machine, begun: float, cut: int) -> None:
         bars: Bars = self.outcome.bars
@@ -347,7 +351,7 @@ class Play:
             machine.queue.remove((x, attempt))
         begun = machine.runs.pop((x, attempt), None)
         if begun is not None:
-            self._give_back(machine)
+            self._give_back(machine, x)
             self._note(machine, begun, 1)
             self._fill(machine)
         self._say(machine, ev.Ended(x, attempt, "cancelled"))

@@ -295,8 +295,7 @@ class SimNode:
         for key in list(self.runs):
             self._take_out(key)
         for order, slot, gpus in self.holds.values():
-            cpus, memory_bytes, _count = _needs(order)
-            self.room.give_back(slot, cpus, memory_bytes, gpus)
+            self.room.give_back(slot, *_needs(order), gpus)
         self.holds.clear()
         self._leaving.clear()
 
@@ -371,16 +370,14 @@ class SimNode:
     def _take_out(self, key: Key) -> None:
         run = self.runs.pop(key)
         if run.slot is not None:
-            cpus, memory_bytes, _count = _needs(run.order)
-            self.room.give_back(run.slot, cpus, memory_bytes, run.gpus)
+            self.room.give_back(run.slot, *_needs(run.order), run.gpus)
 
     def _release_when_empty(self, lease: str) -> None:
         if lease not in self._leaving or any(run.order.get("lease") == lease for run in self.runs.values()):
             return
         self._leaving.discard(lease)
         order, slot, gpus = self.holds.pop(lease)
-        cpus, memory_bytes, _count = _needs(order)
-        self.room.give_back(slot, cpus, memory_bytes, gpus)
+        self.room.give_back(slot, *_needs(order), gpus)
         self.open.pop((lease, 1), None)
         self._say(order["o"], "unheld", (lease, 1), {})
         self._fill()
@@ -398,5 +395,5 @@ class SimNode:
         self._on_events()
 
 
-def _needs(order: dict[str, Any]) -> tuple[int, int, int]:
+def _needs(order: dict[str, Any]) -> tuple[int, int, float]:
     return (order.get("cpus") or 1, order.get("mem") or 0, order.get("gpus") or 0)

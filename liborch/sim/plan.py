@@ -92,7 +92,7 @@ class Work:
     takes: Times
     cpus: int = 1
     memory_bytes: int = 0
-    gpus: int = 0
+    gpus: float = 0
     walltime_s: float | None = None
     retries: int = 2
     #: On how many nodes at once.

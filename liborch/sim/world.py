@@ -29,6 +29,9 @@ from liborch.sim.clustered import GIB, Clustered
 from liborch.sim.node import Plan, SimNode
 from liborch.sim.weather import Weather
 
+#: One GPU, or a share of one.
+_SHARES = (1, 0.5, 1, 0.4)
+
 
 class World(Clustered):
     """See the module's text.
@@ -261,7 +264,7 @@ class World(Clustered):
             batch=rng.choice(("", "b1", "b2")),
             cpus=rng.choice((1, 1, 1, 2, 4, 8)) if rng.random() < 0.99 else 99,
             memory_bytes=rng.choice((0, 0, GIB, 16 * GIB)),
-            gpus=rng.choice((0, 0, 0, 0, 1, 2)),
+            gpus=rng.choice((0, 0, 0, 0, _SHARES[number % len(_SHARES)], 2)),
             priority=rng.choice((0, 0, 0, 5)),
             walltime_s=walltime_s,
             retries=0 if is_slot else rng.choice((0, 0, 2)),

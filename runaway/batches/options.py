@@ -39,7 +39,7 @@ class BatchOptions:
     walltime: float | None
     cpus: int | None
     mem: int
-    gpus: int
+    gpus: float | None
     alloc: str | None
     on: tuple[str, ...]
     exclude: tuple[str, ...]

@@ -96,15 +96,6 @@ def choose(profiles: Sequence[HostProfile], on: Sequence[str], exclude: Sequence
     return left
 
 
-def names_gpus(profiles: Iterable[HostProfile]) -> bool:
-    """Whether GPUs were named anywhere."""
-    return any(
-        slots.gpu_ids
-        for profile in profiles
-        for slots in (profile.slots, *(node.slots or profile.slots for node in profile.nodes))
-    )
-
-
 def _cut(slots: SlotSpec, place: Place | None) -> SlotSpec:
     if place is None:
         return slots

@@ -35,13 +35,14 @@ from runaway.batches.drive import Batch
 from runaway.batches.folders import Folders, make_folders
 from runaway.batches.identity import identities
 from runaway.batches.options import BatchOptions
-from runaway.batches.places import choose, names_gpus
+from runaway.batches.places import choose
 from runaway.batches.post import post_words
 from runaway.batches.sources import Plan, Planned, make_plan
 from runaway.messages import Messages
 from runaway.preparing import BrokenOff, Sending, ignore_file, refuse_home
 from runaway.scripts import Script, find_script
 from runaway.secrets import hide_words
+from runaway.wanted import resources_of
 
 #: More executions than this are asked about first.
 ASK_ABOVE = 2_000_000
@@ -70,8 +71,8 @@ class Prepared:
     @property
     def resources(self) -> Resources:
         """What each execution asks for."""
-        gpus = self.options.gpus or int(names_gpus(self.profiles))
-        return Resources(self.options.cpus, self.options.mem, gpus)
+        options = self.options
+        return resources_of(self.profiles, options.cpus, options.mem, options.gpus)
 
     @property
     def keys(self) -> list[str]:

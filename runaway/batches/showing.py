@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from liborch.journal import OrchestrationRow
-from liborch.quantities import format_duration, format_size
+from liborch.quantities import format_duration, format_gpus, format_size
 from runaway.batches.summary import as_dict, failure_of, summarise
 from runaway.records import OURS, Records, utc
 from runaway.secrets import hide_values, hide_words
@@ -57,7 +57,7 @@ def batch_lines(shown: dict[str, Any]) -> list[tuple[str, str]]:
     asked = [
         f"{resources['cpus']} cores" if resources.get("cpus") else "",
         format_size(resources["memory_bytes"]) if resources.get("memory_bytes") else "",
-        f"{resources['gpus']} GPUs" if resources.get("gpus") else "",
+        format_gpus(resources["gpus"]) if resources.get("gpus") else "",
         f"at most {format_duration(shown['walltime_s'])}" if shown["walltime_s"] else "",
     ]
     counts = ", ".join(f"{count} {state}" for state, count in shown["counts"].items())

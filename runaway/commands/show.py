@@ -44,7 +44,7 @@ def command(execution: str, as_json: bool) -> int:
 def _lines(fields: dict[str, Any], state: str, directory: str) -> list[tuple[str, str]]:
     import shlex
 
-    from liborch.quantities import format_duration, format_size
+    from liborch.quantities import format_duration, format_gpus, format_size
     from runaway.records import OURS, utc
 
     spec = fields["spec"]
@@ -53,7 +53,7 @@ def _lines(fields: dict[str, Any], state: str, directory: str) -> list[tuple[str
     asked = [
         f"{resources['cpus']} cores" if resources.get("cpus") else "",
         format_size(resources["memory_bytes"]) if resources.get("memory_bytes") else "",
-        f"{resources['gpus']} GPUs" if resources.get("gpus") else "",
+        format_gpus(resources["gpus"]) if resources.get("gpus") else "",
         f"at most {format_duration(spec['walltime_s'])}" if spec.get("walltime_s") else "",
         f"on {spec['node_count']} nodes" if spec.get("node_count", 1) > 1 else "",
     ]

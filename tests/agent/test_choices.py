@@ -38,7 +38,7 @@ def test_room_counts_the_gpus_that_will_do() -> None:
     assert room.could_ever(1, 0, 1, ["1"])
     assert not room.could_ever(1, 0, 2, ["c", "7"])
     assert room.take(1, 0, 2) == (1, ["a", "c"])
-    room.give_back(0, 1, 0, ["b"])
+    room.give_back(0, 1, 0, 1, ["b"])
     assert room.fits(1, 0, 1, ["1"])
 
 

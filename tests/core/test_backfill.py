@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from liborch.core import events as ev
 from liborch.core.backfill import FOREVER, Room, reserve
+from liborch.quantities import GPU_PARTS
 from tests.core.test_placement import GIB, nodes
 
 
@@ -57,11 +58,11 @@ def test_beside_whose_end_nobody_knows_only_those_pass_who_end() -> None:
 
 
 def test_room_fits_when_all_of_it_does() -> None:
-    room = Room(4, 8 * GIB, 1)
-    assert Room(4, 8 * GIB, 1) <= room
-    for more in (Room(5, 0, 0), Room(1, 9 * GIB, 0), Room(1, 0, 2)):
+    room = Room(4, 8 * GIB, GPU_PARTS)
+    assert Room(4, 8 * GIB, GPU_PARTS) <= room
+    for more in (Room(5, 0, 0), Room(1, 9 * GIB, 0), Room(1, 0, GPU_PARTS + 1)):
         assert not more <= room
-    assert repr(room + Room(1, 0, 1) - Room(2, 8 * GIB, 0)) == "<room: 3 cores, 0 bytes, 2 GPUs>"
+    assert repr(room + Room(1, 0, GPU_PARTS) - Room(2, 8 * GIB, 0)) == "<room: 3 cores, 0 bytes, 2 GPUs>"
 
 
 ENDS = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 4)), max_size=8).map(sorted)

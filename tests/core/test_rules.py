@@ -58,7 +58,7 @@ class AnyEventAtAnyMoment(RuleBasedStateMachine):
         x=NAMES,
         cpus=st.integers(1, 4),
         memory=st.integers(0, 2),
-        gpus=st.integers(0, 1),
+        gpus=st.sampled_from((0, 1, 0.5, 0.4)),
         priority=st.integers(0, 1),
         walltime=st.sampled_from((None, 5.0, 50.0)),
         retry_on=st.sampled_from(((), ("lost", "node", "exit:1"))),
@@ -69,7 +69,7 @@ class AnyEventAtAnyMoment(RuleBasedStateMachine):
         lease=st.sampled_from(("", "", "", "a", "b")),
         is_slot=st.booleans(),
     )
-    def somebody_submits(self, x: str, cpus: int, memory: int, gpus: int, priority: int, walltime: float | None,
+    def somebody_submits(self, x: str, cpus: int, memory: int, gpus: float, priority: int, walltime: float | None,
                          retry_on: tuple[str, ...], staged: bool, collected: bool, nodes: tuple[str, ...], batch: str,
                          lease: str, is_slot: bool) -> None:  # fmt: skip
         if lease:

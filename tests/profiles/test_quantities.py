@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liborch.errors import QuantityError
-from liborch.quantities import format_duration, format_size, parse_duration, parse_size
+from liborch.quantities import (
+    format_duration,
+    format_gpus,
+    format_size,
+    parse_duration,
+    parse_gpus,
+    parse_size,
+    shares_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -192,3 +200,35 @@ def test_any_text_is_a_quantity_or_a_quantity_error(text):
         except QuantityError:
             continue
         assert value >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "shown"),
+    [
+        ("0", 0, "0 GPUs"),
+        ("1", 1, "1 GPU"),
+        ("1.0", 1, "1 GPU"),
+        ("8", 8, "8 GPUs"),
+        ("0.5", 0.5, "0.5 GPU"),
+        (" .25 ", 0.25, "0.25 GPU"),
+        ("0.333333", 0.333, "0.333 GPU"),
+        ("0.001", 0.001, "0.001 GPU"),
+    ],
+)
+def test_gpus_are_whole_or_a_share_of_one_in_thousandths(text: str, gpus: float, shown: str) -> None:
+    assert parse_gpus(text) == gpus
+    assert type(parse_gpus(text)) is type(gpus)
+    assert format_gpus(gpus) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1.5", "2.25", "0.0001", "nan", "inf", "1e3", "1/2", "half", "1,5"]
+)
+def test_other_numbers_of_gpus_are_refused_in_words(text: str) -> None:
+    with pytest.raises(QuantityError, match=r"GPU"):
+        parse_gpus(text)
+
+
+def test_as_many_shares_fit_as_people_mean() -> None:
+    assert [shares_of(parse_gpus(str(1 / count))) for count in range(1, 31)] == list(range(1, 31))
+    assert [shares_of(parse_gpus(text)) for text in ("0.34", "0.6", "0.33", "0.3")] == [2, 1, 3, 3]

@@ -78,6 +78,13 @@ take_in() {
         return 0
         ;;
     esac
+    case $gpus in
+    *.*)
+        gpus=0
+        refuse "$1" "there is no python3 on this node, and without it no shares of GPUs"
+        return 0
+        ;;
+    esac
     if [ "$cpus" -gt "$all_cpus" ] || [ "$gpus" -gt "$all_gpus" ] || [ "$memory" -gt "$all_memory" ]; then
         refuse "$1" "asks for $cpus cores, $memory bytes of memory, $gpus GPUs; this node has $all_cpus, $all_memory, $all_gpus"
         return 0
