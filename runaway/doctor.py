@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
+from liborch.drive.links import ENDS_WITH_LOGIN
 from liborch.drive.peek import linked
 from liborch.drive.targets import Target, entries_of
 from liborch.errors import HostKeyChanged, HostKeyUnknown, OrchestraError
@@ -260,6 +261,9 @@ def _judge_python(tell: Examination, version: str, where: str) -> None:
 def _judge_agent(tell: Examination, hello: dict[str, Any], latency_s: float) -> None:
     answers = f"answers in {latency_s * 1000:.0f} ms"
     limits = hello.get("limits", [])
+    if hello.get("ends_with_login"):
+        seen, _, todo = ENDS_WITH_LOGIN.partition("; ")
+        tell.say("login", "warning", seen, todo)
     if not limits:
         tell.say(
             "agent",

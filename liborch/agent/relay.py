@@ -12,13 +12,23 @@ import sys
 import time
 
 try:
-    from . import frames, node
+    from . import frames, logins, node
 except ImportError:
     import frames
+    import logins
     import node
 
 #: Variables of the login that mean nothing, or worse, to an execution that outlives it.
-_LEFT_OUT = ("SSH_AUTH_SOCK", "SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY", "SHLVL", "_", "OLDPWD")
+_LEFT_OUT = (
+    "SSH_AUTH_SOCK",
+    "SSH_CONNECTION",
+    "SSH_CLIENT",
+    "SSH_TTY",
+    "SHLVL",
+    "_",
+    "OLDPWD",
+    logins.IN_SCOPE,
+)
 
 
 def connect(folder):
@@ -116,6 +126,12 @@ def main(arguments):
         )
     line = connect(folder)
     tries = 0
+    ends_with_login = False
+    if line is None:
+        ends_with_login, lingers = logins.ends_with_login()
+        if lingers:
+            entry = os.path.join(os.path.dirname(os.path.abspath(__file__)), "entry.py")
+            logins.enter_scope([sys.executable, "-I", "-S", entry] + arguments)
     while line is None:
         import talker
 
@@ -138,7 +154,9 @@ def main(arguments):
         for name, value in os.environb.items()
         if os.fsdecode(name) not in _LEFT_OUT
     }
-    greeting = json.dumps({"env": environment, "hash": code_hash}).encode("ascii")
+    greeting = json.dumps({"env": environment, "hash": code_hash, "ends_with_login": ends_with_login}).encode(
+        "ascii"
+    )
     line.sendmsg(
         [len(greeting).to_bytes(4, "big")],
         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1]).tobytes())],

@@ -96,7 +96,9 @@ class Greeting:
 
     def _finish(self, text):
         try:
-            environment = json.loads(text.decode("ascii"))["env"]
+            greeting = json.loads(text.decode("ascii"))
+            environment = greeting["env"]
+            self.talker.ends_with_login |= bool(greeting.get("ends_with_login"))
             fd_in, fd_out = self._fds
             for fd in (fd_in, fd_out):
                 os.set_blocking(fd, False)
@@ -169,6 +171,8 @@ class Session:
             "clock": time.time(),
             "pid": os.getpid(),
             "folder": self.talker.folder,
+            # Whoever started this one was told that nothing outlives its login.
+            "ends_with_login": self.talker.ends_with_login,
         }
 
     # ---------------------------------------------------------------- bytes

@@ -44,6 +44,8 @@ class Talker:
         self.lock = lock
         self.code_hash = code_hash
         self.idle_s = idle_s
+        #: What a login leaves behind is ended with it here, this process as well: see `logins`.
+        self.ends_with_login = False
         #: The keeper makes room for a newer agent, so this has to go, too.
         self.retiring = False
         #: {descriptor: Session}

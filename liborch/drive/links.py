@@ -20,6 +20,12 @@ from liborch.errors import (
     StorageError,
 )
 
+#: What people are told of a node that ends what a login leaves behind.
+ENDS_WITH_LOGIN = (
+    "what a login starts is ended with it there (KillUserProcesses of systemd-logind): executions do not outlive their connection; "
+    "`loginctl enable-linger`, once on that host, changes that"
+)
+
 
 class Links(Ground):
     """See the module's text."""
@@ -67,6 +73,10 @@ class Links(Ground):
             self._tell(
                 "limited", "", node=target.name, why=link.hello.get("why", ""), limits=link.hello["limits"]
             )
+
+        if link.hello.get("ends_with_login") and not target.told_limits:
+            target.told_limits = True
+            self._tell("trouble", "", why=f"{target.name}: {ENDS_WITH_LOGIN}")
 
         def attached(head: dict[str, Any]) -> None:
             for x, folder in zip(unknown, head.get("expanded", ())[1:], strict=False):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.person import Person, wait_until
+from tests.lab.hosts import Lab
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import PROFILE, queue, write_profile
 
@@ -126,3 +127,23 @@ def test_a_node_whose_slurm_dies_with_all_its_steps_loses_nothing(rough: Callabl
     assert len(ended(out)) == 240
     cluster.start_node("h3")
     wait_until("the queue is empty", lambda: queue(cluster) == [])
+
+
+def test_a_node_that_ends_what_a_login_leaves_is_told_of_before_anything_runs_there(
+    make_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = make_lab(1, SetEnv="XDG_SESSION_ID=4")
+    logind = lab.hosts[0].sbin / "loginctl"
+    logind.write_text("#!/bin/sh\necho Linger=no; echo KillUserProcesses=yes; echo KillExcludeUsers=\n")
+    logind.chmod(0o755)
+    somebody = Person(tmp_path, lab.ssh_config)
+    try:
+        done = somebody.run("exec", "h1", "/bin/echo", "--", "ran")
+        assert done.stdout == b"ran\n", done.stderr.decode()
+        said = done.stderr.decode()
+        assert said.index("loginctl enable-linger") < said.index("running")
+        examined = somebody.run("doctor", "h1").stdout.decode()
+        assert "warning login" in examined
+        assert "-> `loginctl enable-linger`, once on that host, changes that" in examined
+    finally:
+        somebody.close()
