@@ -36,6 +36,7 @@ from liborch.quantities import format_duration
 from liborch.specs import AllocationSpec, HostProfile
 from runaway.allocations import HEAD, Answers, Found, ask_all, clusters, pick, pooled
 from runaway.messages import Messages
+from runaway.patience import said_if_slow
 from runaway.records import SCHEMA_VERSION, Records
 from runaway.seeing import narrate_cluster
 from runaway.tables import columns
@@ -260,7 +261,8 @@ async def release(
             mine = [each for each in chosen if each.profile is profile]
             if not mine:
                 continue
-            left = [] if dry_run else await end(profile, pool, [each.id for each in mine])
+            with said_if_slow(f"waiting until they are over on {profile.name}"):
+                left = [] if dry_run else await end(profile, pool, [each.id for each in mine])
             for each in mine:
                 status = max(status, 255 if each.id in left else 0)
                 _say_released(each, is_left=each.id in left, dry_run=dry_run, as_json=as_json)

@@ -27,6 +27,7 @@ from liborch.profiles.find import load_all
 from liborch.quantities import format_duration
 from liborch.specs import AllocationSpec, Held, HostProfile
 from liborch.ssh import Pool
+from runaway.patience import asking, said_if_slow
 from runaway.records import SCHEMA_VERSION, Records
 
 #: Executions of one batch that are looked at for where they are.
@@ -161,7 +162,8 @@ def clusters(folders: Places) -> list[HostProfile]:
 async def ask_all(profiles: Sequence[HostProfile], pool: Pool, records: Records) -> Answers:
     """Ask the batch systems of these hosts, all at once; those that do not answer are in `errors`."""
     answers = Answers()
-    told = await asyncio.gather(*(_ask_one(profile, pool) for profile in profiles))
+    with said_if_slow(asking([profile.name for profile in profiles])):
+        told = await asyncio.gather(*(_ask_one(profile, pool) for profile in profiles))
     makers = Makers(records)
     for profile, answer in zip(profiles, told, strict=True):
         if isinstance(answer, OrchestraError):

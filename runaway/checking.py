@@ -15,6 +15,7 @@ from liborch.places import Places, places
 from liborch.plain_text import neutral
 from liborch.profiles.find import find_host
 from liborch.quantities import format_size
+from runaway.patience import asking, said_if_slow
 from runaway.records import SCHEMA_VERSION
 
 
@@ -54,7 +55,8 @@ async def _check_all(targets: list[Target], folders: Places, *, accept_new: bool
             except OrchestraError as error:
                 return {"name": target.name, "error": str(error)}
 
-    return list(await asyncio.gather(*(one(target) for target in targets)))
+    with said_if_slow(asking([target.name for target in targets])):
+        return list(await asyncio.gather(*(one(target) for target in targets)))
 
 
 async def look(target: Target, folders: Places, *, accept_new: bool = False) -> dict[str, Any]:

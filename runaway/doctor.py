@@ -22,6 +22,7 @@ from liborch.profiles.find import find_host, near_hosts
 from liborch.quantities import format_duration, format_size
 from liborch.specs import HostProfile
 from liborch.ssh import Pool
+from runaway.patience import said_if_slow
 from runaway.records import SCHEMA_VERSION
 
 Verdict = Literal["ok", "warning", "failed"]
@@ -102,8 +103,9 @@ async def _examine(target: Target, folders: Places, tell: Examination, accept_ne
     if target.ssh != "local":
         config = str(folders.ssh_config) if folders.ssh_config is not None else None
         async with _pool(config, accept_new) as pool:
-            await _reach(target, folders, tell, pool, config)
-            await _look_around(target, tell, pool)
+            with said_if_slow(f"trying to reach {target.name}"):
+                await _reach(target, folders, tell, pool, config)
+                await _look_around(target, tell, pool)
     try:
         async with linked(target, folders) as link:
             began = time.monotonic()

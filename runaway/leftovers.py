@@ -90,8 +90,8 @@ async def _fetch(
 
     left = read_left(records.folders, row.orchestration, events=False)
     target = target_of(left, row.node)
+    messages.stage(f"fetching from {target.name}")
     async with linked(target, left.places(records.folders)) as link:
-        messages.stage(f"fetching from {target.name}")
         where, report = await fetch_again(
             link, target, _spec(row), detail_of(row), folder, messages.progress("fetching")
         )
@@ -208,6 +208,7 @@ async def _clean_hosts(records: Records, plan: Plan, messages: Messages) -> tupl
     """Remove folders, then ask agents to end; returns entries removed and the exit status."""
     from liborch.drive.adopt import read_left, target_of
     from liborch.drive.peek import linked, remove_folder
+    from runaway.patience import said_if_slow
 
     removed = 0
     status = 0
@@ -215,9 +216,10 @@ async def _clean_hosts(records: Records, plan: Plan, messages: Messages) -> tupl
         left = read_left(records.folders, rows[0].orchestration, events=False)
         target = target_of(left, node)
         try:
-            async with linked(target, left.places(records.folders)) as link:
-                for row in rows:
-                    removed += await remove_folder(link, target, _spec(row))
+            with said_if_slow(f"cleaning {target.name}"):
+                async with linked(target, left.places(records.folders)) as link:
+                    for row in rows:
+                        removed += await remove_folder(link, target, _spec(row))
         except OrchestraError as error:
             messages.error(str(error))
             status = error.exit_status
@@ -236,15 +238,18 @@ async def _retire_agents(records: Records, host: str, messages: Messages) -> Non
     from liborch.drive.peek import linked, retire
     from liborch.drive.targets import targets_of
     from liborch.profiles.find import find_host
+    from runaway.patience import asking, said_if_slow
 
     folders = records.folders
     profile = find_host(host, folders.profiles, folders.ssh_config)
     for target in targets_of(profile):
-        async with linked(target, folders) as link:
-            pids = await _agent_pids(link)
-            if not await retire(link):
-                messages.stage(f"the agent of {target.name} has work to do, and stays")
-                continue
+        with said_if_slow(asking([target.name])):
+            async with linked(target, folders) as link:
+                pids = await _agent_pids(link)
+                is_retired = await retire(link)
+        if not is_retired:
+            messages.stage(f"the agent of {target.name} has work to do, and stays")
+            continue
         if target.ssh == "local":
             await asyncio.to_thread(_wait_gone, pids)
 

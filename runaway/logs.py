@@ -6,6 +6,7 @@ Of a batch it is what its driver says in the background.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import sys
 from typing import Any
@@ -47,7 +48,8 @@ def _print_background(records: Records, batch: OrchestrationRow, *, follow: bool
     if follow or not path.exists():
         why = "is a batch" if follow else "is a batch that was never in the background"
         raise SpecError(
-            f"{short} {why}: `runaway attach --follow {short}` prints what its executions write, `runaway ps --batch {short}` names them"
+            f"{short} {why}: `runaway attach --follow {short}` prints what its executions write, `runaway ps --batch {short} --all` names "
+            "them; what one has written is in `stdout` and `stderr` of its output folder, or `runaway logs` of its own id"
         )
     text = path.read_text(errors="backslashreplace")
     lines = text.splitlines(keepends=True)
@@ -99,12 +101,15 @@ def _from_node(
 
     from liborch.drive.adopt import read_left, target_of
     from liborch.drive.peek import linked, read_output
+    from runaway.patience import asking, said_if_slow
 
     left = read_left(records.folders, row.orchestration, events=False)
     target = target_of(left, row.node)
 
     async def read() -> None:
-        async with linked(target, left.places(records.folders)) as link:
+        async with contextlib.AsyncExitStack() as stack:
+            with said_if_slow(asking([target.name])):
+                link = await stack.enter_async_context(linked(target, left.places(records.folders)))
             await read_output(link, row.orchestration, row.id, row.attempt or 1, offsets, write, wait=wait)
 
     asyncio.run(read())

@@ -25,6 +25,7 @@ from liborch.profiles.find import find_host
 from liborch.quantities import format_duration, format_size
 from liborch.specs import HostProfile
 from runaway.allocations import Found, ask_all, pooled
+from runaway.patience import asking, said_if_slow
 from runaway.records import SCHEMA_VERSION, STATUS_S, Records
 from runaway.tables import columns
 
@@ -68,7 +69,8 @@ async def show_nodes(host: str, *, as_json: bool, accept_new: bool) -> int:
             else:
                 queued.append(found)
     gate = asyncio.Semaphore(_AT_ONCE)
-    asked = await asyncio.gather(*(_ask(*each, folders, gate, accept_new=accept_new) for each in targets))
+    with said_if_slow(asking([target.name for target, _ in targets])):
+        asked = await asyncio.gather(*(_ask(*each, folders, gate, accept_new=accept_new) for each in targets))
     running = {run["x"] for node in asked if node.status is not None for run in node.status["runs"]}
     waiting = _waiting(profile, records, running)
     if as_json:
@@ -183,7 +185,11 @@ def _print(
         )
     for each in waiting:
         count = f"{each['count']}{'' if each['count'] < _COUNTED else ' or more'}"
-        click.echo(neutral(f"{count} wait in {each['orchestration'][:8]} ({each['title']})"))
+        click.echo(
+            neutral(
+                f"{count} wait{'s' if count == '1' else ''} in {each['orchestration'][:8]} ({each['title']})"
+            )
+        )
         for line in each["why"]:
             click.echo(neutral(f"  {line}"))
 

@@ -34,6 +34,7 @@ from liborch.profiles.find import find_host
 from liborch.profiles.targets import parse_target
 from liborch.ssh.resolve import resolve_host
 from runaway.allocations import ask_all, pick, pooled
+from runaway.patience import asking, said_if_slow
 from runaway.records import SCHEMA_VERSION, Records
 
 #: What processes of an execution carry: its id, attempt and agent. See the agent's `processes`.
@@ -184,8 +185,9 @@ async def _beside(wish: Wish, text: str, folders: Places) -> Place:
         raise SpecError(f"{row.id[:8]} has ended ({row.state}); only what runs has a place to look at")
     left = read_left(folders, row.orchestration, events=False)
     target = target_of(left, row.node)
-    async with linked(target, left.places(folders), accept_new=wish.accept_new) as link:
-        status = await link.ask("status")
+    with said_if_slow(asking([target.name])):
+        async with linked(target, left.places(folders), accept_new=wish.accept_new) as link:
+            status = await link.ask("status")
     runs = [run for run in status["runs"] if lead_of(run["x"])[0] == row.id]
     if not runs:
         raise SpecError(

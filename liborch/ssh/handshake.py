@@ -224,10 +224,10 @@ async def _connect_socket(endpoint: Endpoint, timeout_s: float) -> socket.socket
         )
     except socket.gaierror as error:
         temporary = error.errno == socket.EAI_AGAIN
-        why = f"its name does not resolve ({error.strerror})"
+        why = f"has a name that does not resolve ({error.strerror})"
         raise _unreachable(endpoint, why, retriable=temporary) from error
     except UnicodeError as error:
-        raise _unreachable(endpoint, "its name is no host name", retriable=False) from error
+        raise _unreachable(endpoint, "has a name that is no host name", retriable=False) from error
     failure: OSError | None = None
     for i, (family, kind, protocol, _, address) in enumerate(found):
         sock = socket.socket(family, kind, protocol)

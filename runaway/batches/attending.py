@@ -23,6 +23,7 @@ from liborch.quantities import format_duration
 from runaway.batches.drive import ENDING_S, GIVE_UP_S, Batch
 from runaway.batches.following import Follower, Watch
 from runaway.batches.picture import NodeUse, Picture, Rate, screen
+from runaway.batches.progress import left_words
 from runaway.batches.summary import (
     Failure,
     Summary,
@@ -117,7 +118,7 @@ async def _drive(
         batch.progress.before.update({state: count for state, count in known.items() if state in FINAL})
         left = batch.progress.total - batch.progress.before.total()
         if not kill:
-            messages.stage(f"going on with {row.id[:8]}: {left} of {batch.progress.total} are left")
+            messages.stage(f"going on with {row.id[:8]}: {left_words(left, batch.progress.total)}")
         driver.detached = False
         return await batch.see_through(driver, _nothing_to_enter, kill=kill)
 

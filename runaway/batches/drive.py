@@ -37,7 +37,7 @@ from runaway.batches.post import PostCommands
 from runaway.batches.progress import Progress
 from runaway.messages import Messages
 from runaway.records import SCHEMA_VERSION
-from runaway.seeing import narrate_cluster
+from runaway.seeing import narrate_cluster, of_node
 
 #: Ending what runs may take so long, in seconds, before we leave.
 ENDING_S = 30.0
@@ -317,7 +317,8 @@ class Batch:
                 return
             if fields["node"] not in self._told_down:
                 self._told_down.add(fields["node"])
-                self._messages.stage(f"{fields['node']}: {fields['why']}")
+                goes_on = "; what runs there goes on, connecting again" if what == "lost" else ""
+                self._messages.stage(f"{of_node(fields['node'], fields['why'])}{goes_on}")
         elif what == "linked":
             if fields["node"] in self._told_down:
                 self._told_down.discard(fields["node"])

@@ -59,6 +59,8 @@ class Picture:
     title: str = ""
     #: (execution, for how many seconds) of the post command that has run longest, if that is long.
     longest_post: tuple[str, float] | None = None
+    #: Nothing new is started: what runs comes to its end.
+    is_ending: bool = False
 
     @property
     def done(self) -> int:
@@ -99,6 +101,8 @@ class Picture:
 
     def pace(self) -> list[str]:
         """Rate and time left, as far as they can be told."""
+        if self.is_ending:
+            return ["nothing new is started"]
         if not self.rate:
             return []
         parts = [f"{self.rate:.1f}/s" if self.rate < 10 else f"{self.rate:.0f}/s"]

@@ -42,7 +42,7 @@ def parse_place(text: str, names: Iterable[str]) -> tuple[str, Place]:
     name = next((each for each in known if text == each or text.startswith(f"{each}:")), None)
     if name is None:
         meant = text.partition(":")[0]
-        raise UnknownName("host in this batch", meant, nearest(meant, known))
+        raise _not_of_this_batch(meant, known)
     rest = text[len(name) :]
     found = re.fullmatch(r"(?::(\d+))?(?:::([^:]+))?", rest)
     gpus = [each.strip() for each in (found.group(2) or "").split(",")] if found is not None else []
@@ -52,6 +52,12 @@ def parse_place(text: str, names: Iterable[str]) -> tuple[str, Place]:
         raise SpecError(f"--on {text}: names a GPU twice")
     numa = int(found.group(1)) if found.group(1) is not None else None
     return name, Place(numa, tuple(gpus) if found.group(2) else (), text)
+
+
+def _not_of_this_batch(name: str, names: Iterable[str]) -> UnknownName:
+    known = sorted(names)
+    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return UnknownName("host or node of this batch", name, nearest(name, known), f"it has {shown}")
 
 
 def choose(profiles: Sequence[HostProfile], on: Sequence[str], exclude: Sequence[str]) -> list[HostProfile]:
@@ -74,7 +80,7 @@ def choose(profiles: Sequence[HostProfile], on: Sequence[str], exclude: Sequence
         places[name] = place
     for name in exclude:
         if name not in names:
-            raise UnknownName("host in this batch", name, nearest(name, names))
+            raise _not_of_this_batch(name, names)
     left = []
     for profile in profiles:
         if profile.name in exclude and not any(node.ssh == profile.name for node in profile.nodes):

@@ -157,6 +157,7 @@ class Progress:
             self.posts.under_way if self.posts is not None else 0,
             self.title,
             self._note_long(),
+            driver.core.draining,
         )
 
     def _note_long(self) -> tuple[str, float] | None:
@@ -171,7 +172,7 @@ class Progress:
     def describe_rest(self) -> str:
         """What is not over."""
         done = self.ended.total() + self.before.total() - self.ended["cancelled"] - self.before["cancelled"]
-        return f"{max(0, self.total - done)} of {self.total} are left"
+        return left_words(self.total - done, self.total)
 
     def show_end(self) -> None:
         """The last line, and what went wrong, grouped."""
@@ -189,6 +190,11 @@ class Progress:
             which = f"such as {failure.example[:8]}; see post.out in its output folder"
             self._messages.error(f"{failure.count} x post command: {failure.words} ({which})")
         sys.stderr.flush()
+
+
+def left_words(left: int, total: int) -> str:
+    """`3 of 8 are left`."""
+    return f"{max(0, left)} of {total} {'is' if left == 1 else 'are'} left"
 
 
 def use_of(node: Node) -> NodeUse:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -149,6 +150,18 @@ def _note(journal: Journal, batch: str, changed: dict[str, Any]) -> None:
         journal.describe(batch, json.dumps({**json.loads(row.details), **changed}))
 
 
+def _refuse_id_as_arguments(journal: Journal, prepared: Prepared) -> None:
+    """`--resume 4711abcd` without --batch: nobody means to give a script the id of its batch. Raises SpecError."""
+    words = prepared.options.template
+    if len(words) != 1 or not re.fullmatch(r"last|[0-9a-f]{6,8}|[0-9a-f]{8}-[0-9a-f-]*", words[0]):
+        return
+    if words[0] == "last" or journal.find_orchestrations(words[0]):
+        raise SpecError(
+            f"{words[0]} is taken for the script's arguments, and no batch of this command line had such; "
+            f"to go on with that batch, say --resume --batch {words[0]}, with the arguments it had"
+        )
+
+
 def find_batch(journal: Journal, prepared: Prepared, text: str | None) -> OrchestrationRow:
     """The batch that is meant: by a prefix of its id, or the last one of this command line, else of this script. Raises UnknownName."""
     if text is not None:
@@ -159,7 +172,9 @@ def find_batch(journal: Journal, prepared: Prepared, text: str | None) -> Orches
         return row
     rows = journal.orchestrations(kind="batch")
     known = [json.loads(row.details).get("keys", ()) for row in rows]
-    for key in prepared.keys:
+    for at, key in enumerate(prepared.keys):
+        if at == 2:
+            _refuse_id_as_arguments(journal, prepared)
         for row, keys in zip(rows, known, strict=True):
             if key in keys:
                 return row

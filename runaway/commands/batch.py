@@ -99,7 +99,7 @@ SIMULATION = ("duration", "queue_wait", "failures", "model_nodes", "model_seed",
 )
 @click.option(
     "--retry-on", metavar="REASONS", default="lost", show_default=True,
-    help="What is attempted again: lost, oom, signal, walltime, exit:N, separated by commas.",
+    help="What is attempted again: lost, oom, signal, walltime, exit:N, node, staging, separated by commas.",
 )  # fmt: skip
 @click.option("--max-failures", type=click.IntRange(1), metavar="N", help="Stop when so many have failed.")
 @click.option(
@@ -154,7 +154,7 @@ def command(retry_on: str, simulate: bool, **options: Any) -> int:
     TEMPLATE: {a;b}+{c;d} makes ac, ad, bc, bd. Each execution's results, exit code, stdout and stderr go into a folder of its
     own. The same command with --resume goes on where an interrupted one stopped.
     """
-    reasons = tuple(part.strip() for part in retry_on.split(",") if part.strip())
+    reasons = _reasons(retry_on)
     told = {name: options.pop(name) for name in SIMULATION}
     if simulate:
         from runaway.batches.options import BatchOptions
@@ -171,6 +171,25 @@ def command(retry_on: str, simulate: bool, **options: Any) -> int:
 
         return divide(lambda background: _run(background, retry_on=reasons, **options))
     return _run(None, retry_on=reasons, **options)
+
+
+#: What may be attempted again, besides exit:N.
+_AGAIN = ("lost", "oom", "signal", "walltime", "exit", "node", "staging", "allocation")
+
+
+def _reasons(text: str) -> tuple[str, ...]:
+    from liborch.names import nearest
+
+    reasons = tuple(part.strip() for part in text.split(",") if part.strip())
+    for reason in reasons:
+        word, colon, code = reason.partition(":")
+        if (colon and (word != "exit" or not code.isdecimal())) or (not colon and word not in _AGAIN):
+            near = nearest(word, _AGAIN)
+            meant = f"did you mean {' or '.join(near)}? " if near and not colon else ""
+            raise click.UsageError(
+                f"--retry-on {reason}: {meant}Expected some of {', '.join(_AGAIN)}, exit:N, with commas"
+            )
+    return reasons
 
 
 def _refuse_told(told: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ def command(
 ) -> int:
     """Write a table of BATCH (a prefix of its id, or `last`): parameters, how each execution ended, where, what it took, metrics.
 
-    Parameters are columns `param.NAME`. Metrics are columns `metric.NAME`: what an execution wrote into metrics.json in its output
-    folder, or left in RUNAWAY_FEATURES as lines key=value.
+    Parameters are columns `param.NAME`. Metrics are columns `metric.NAME`: what an execution wrote into metrics.json in the folder
+    it runs in; or lines key=value in the variable RUNAWAY_FEATURES (no file), where a profile's `execution` sets it.
     """
     from runaway.batches.results import write_results
     from runaway.messages import Messages

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import socket
 import subprocess
 from typing import Any
 
@@ -46,6 +47,18 @@ def test_a_shell_beside_an_execution_has_its_folder_environment_and_cores(person
     person.run("kill", "last")
     over = shell(person, "true")
     assert (over.returncode, b"has ended (cancelled)" in over.stderr) == (2, True)
+
+
+def test_who_has_to_wait_for_an_answer_is_told_for_whose(person: Person) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        for verb, words in (("nodes", "asking"), ("doctor", "trying to reach"), ("hosts check", "asking")):
+            with person.start(*verb.split(), host) as asking:
+                try:
+                    assert asking.stderr is not None
+                    assert asking.stderr.readline().decode() == f"{words} {host}\n"
+                finally:
+                    asking.kill()
 
 
 def shell(person: Person, script: str) -> subprocess.CompletedProcess[bytes]:

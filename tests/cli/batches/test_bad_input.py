@@ -54,6 +54,10 @@ def test_plans_with_nothing_in_them_or_that_clash_are_told_with_what_to_do(perso
         (("-O", "two", "--", "{a;b;c}"), b"two: 2 folders for 3 executions"),
         (("-R", "two", "--", "{a;b;c}"), b"two: 2 folders for 3 executions"),
         (("--", TEN_MILLION), b"10,000,000 executions", b"--yes"),
+        (("--retry-on", "lots,oom"), b"--retry-on lots: did you mean lost?", b"walltime"),
+        (("--retry-on", "exit:three"), b"--retry-on exit:three: Expected"),
+        (("--retry-on", "oom:3"), b"--retry-on oom:3: Expected"),
+        (("--on", "locl"), b"no host or node of this batch 'locl'; did you mean local?; it has local"),
     ):
         done = person.run("batch", "local", "true", *words)
         assert done.returncode == 2, done.stderr.decode()
@@ -147,3 +151,14 @@ def test_two_clients_never_drive_one_batch(person: Person) -> None:
     (person.root / "go").touch()
     assert first.wait(30) == 0
     assert sorted((person.root / "ran").read_text().split()) == ["1", "2", "3"]
+
+
+def test_the_id_of_a_batch_behind_resume_is_not_given_to_its_script(person: Person) -> None:
+    person.write("run.sh", 'echo "$1" >> "$RUNAWAY_LOCAL_FOLDER/ran"\n')
+    assert person.run("batch", "local", "run.sh", "--", "{a;b}").returncode == 0
+    (batch,) = (json.loads(line) for line in person.run("ps", "--batches", "--json").stdout.splitlines())
+    for word in (batch["id"][:8], batch["id"], "last"):
+        done = person.run("batch", "local", "run.sh", "--resume", word)
+        assert done.returncode == 2, done.stderr.decode()
+        assert f"say --resume --batch {word}" in done.stderr.decode()
+    assert sorted((person.folder / "ran").read_text().split()) == ["a", "b"]

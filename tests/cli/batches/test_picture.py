@@ -37,6 +37,13 @@ def test_it_says_how_far_it_is_where_and_what_failed() -> None:
     assert shown.count("exit 1: bad") == 6
 
 
+def test_no_time_is_promised_when_nothing_new_is_started() -> None:
+    picture = Picture(10, {"succeeded": 4, "running": 2, "waiting": 4}, 2.0, is_ending=True)
+    shown = "\n".join(lines(picture, 120, 40))
+    assert "4/10 40%  nothing new is started" in shown
+    assert " left" not in shown
+
+
 @pytest.mark.parametrize("size", [(120, 40), (80, 24), (40, 10), (20, 5), (10, 2)])
 def test_it_fits_however_small_the_terminal_is(size: tuple[int, int]) -> None:
     width, height = size

@@ -100,7 +100,7 @@ def test_what_is_not_there_is_told_and_nothing_is_recorded_as_failed(person: Per
         done = person.run("batch", "local", "true", "--on", place)
         assert done.returncode not in (0, 1), done.stderr.decode()
         assert text in done.stderr
-        assert b"1 of 1 are left" in done.stderr
+        assert b"1 of 1 is left" in done.stderr
 
 
 def test_each_is_once_on_every_node(person: Person) -> None:

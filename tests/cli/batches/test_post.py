@@ -139,7 +139,7 @@ def test_the_second_ctrl_c_ends_post_commands_and_the_next_client_runs_them_agai
     os.kill(first.pid, signal.SIGINT)
     _, told = first.communicate(timeout=20)
     assert first.returncode == 130
-    assert b"1 of 1 are left" in told
+    assert b"1 of 1 is left" in told
     assert gone(person.root / "pid")
     (person.root / "go").touch()
     again = person.run(*command, "--resume")
@@ -184,7 +184,7 @@ async def test_a_post_command_that_runs_for_long_is_named_in_the_picture(tmp_pat
     progress.posts = posts
     posts._began["abcdef0123"] = time.monotonic() - 300
     line = progress.picture(
-        SimpleNamespace(core=SimpleNamespace(counts={}, nodes={}), targets={})
+        SimpleNamespace(core=SimpleNamespace(counts={}, nodes={}, draining=False), targets={})
     ).longest_post  # type: ignore[arg-type]
     assert line is not None
     assert (line[0], int(line[1]) // 10) == ("abcdef0123", 30)
