@@ -454,8 +454,10 @@ class Driver(Rounds):
     async def _give_back(self) -> None:
         """See every allocation out of the queue, as far as the time allows; say which ones stay."""
         self.post(ev.AllocationsUnwanted())
+        # A batch system that is slow has to answer at least once.
+        within_s = GIVE_BACK_S * max(frontend.patience for frontend in self.frontends.values())
         with contextlib.suppress(TimeoutError, OrchestraError):
-            async with asyncio.timeout(GIVE_BACK_S):
+            async with asyncio.timeout(within_s):
                 await self.turned()
                 while any(not each.is_lent for each in self.core.allocations.values()):
                     await self.turned()
@@ -463,7 +465,7 @@ class Driver(Rounds):
             if allocation.is_lent:
                 continue
             name = allocation.id or "one that may have been submitted just now"
-            why = f"allocation {name} of {allocation.cluster.name} could not be given back in {GIVE_BACK_S:.0f} s: cancel it by hand"
+            why = f"allocation {name} of {allocation.cluster.name} could not be given back in {within_s:.0f} s: cancel it by hand"
             self._tell("trouble", "", why=why)
 
     async def _shut(self) -> None:
