@@ -113,6 +113,11 @@ async def allocate(wish: Wish) -> int:
 
 
 def _as_wished(profile: HostProfile, wish: Wish) -> HostProfile:
+    """The profile with the allocation that is wished for. Raises SpecError where it is not the profile's to say."""
+    if profile.batch_system == "procedures" and (wish.nodes or wish.walltime or wish.options):
+        raise SpecError(
+            f"{profile.name}: its start_allocation alone says what is asked for; leave -N, -t and options behind -- away"
+        )
     spec = profile.allocation or AllocationSpec()
     nodes = wish.nodes or spec.nodes
     spec = msgspec.structs.replace(

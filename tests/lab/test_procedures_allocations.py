@@ -131,6 +131,18 @@ def test_noise_of_procedures_is_no_answer(lab: Lab, person: Person) -> None:
     assert told(lab) == ["started", "cancelled and red"]
 
 
+def test_what_procedures_give_can_be_held_and_is_given_back_by_them(lab: Lab, person: Person) -> None:
+    refused = person.run("alloc", "borrowed", "-N", "3")
+    assert (refused.returncode, b"start_allocation alone" in refused.stderr) == (2, True)
+    done = person.run("alloc", "borrowed", RUNAWAY_TASTE="sweet")
+    assert done.returncode == 0, done.stderr.decode()
+    used = person.run("exec", "borrowed", "/bin/sh", "--alloc", "last", "--", "-c", "echo $RUNAWAY_COLOUR")
+    assert used.stdout == b"sweet and red\n", used.stderr.decode()
+    assert told(lab) == ["started"]
+    assert person.run("release", done.stdout.decode().strip()).returncode == 0
+    assert told(lab) == ["started", "cancelled sweet and red"]
+
+
 @pytest.mark.parametrize(
     ("where", "before", "cancelled"),
     [
