@@ -17,6 +17,7 @@ import time
 
 try:
     from . import (
+        absence,
         captures,
         doors,
         ends,
@@ -32,6 +33,7 @@ try:
         timers,
     )
 except ImportError:  # packed: the modules lie side by side
+    import absence
     import captures
     import doors
     import ends
@@ -85,7 +87,6 @@ class Keeper:
         self.poll = select.epoll()
         self.line = line.Line(self.poll, self._on_message, self._on_talker_gone)
         self.timers = timers.Timers(time.monotonic)
-        self.expiry = self.timers.at(0.0, self._expire_owners)
         self.room = slots.Room(len(node.cores()), node.memory_bytes(), node.gpus())
         self.cores = enforce.Cores(node.numa_nodes())
         #: Names this agent among all that ever ran here, in marks of processes and names of cgroups.
@@ -94,6 +95,9 @@ class Keeper:
         self.captures = captures.Captures(os.path.join(folder, "captures"))
         self.starter = starts.Starter(node.name(), self.tag, self.captures, self.enforcer)
         self.ledger = ledger.Ledger(folder)
+        self.absence = absence.Absence(
+            self.ledger.owners, self.timers, lambda name: name in self.present, self._leave_owner
+        )
         self.strays = strays.Strays(self.tag)
         self.ends = ends.Ends(self.ledger, self.timers, self.strays, self.captures, self.runs, self._free)
 
@@ -278,31 +282,23 @@ class Keeper:
         self.ledger.event(hold.owner, "unheld", lease, 1, {})
         self.ledger.close_order(hold.key)
 
-    # ---------------------------------------------------------------- owners that stay away
+    # ---------------------------------------------------------------- owners that are away
 
-    def _expire_owners(self):
-        """End what belongs to owners whose lease ran out, and look again in time for the next."""
-        self.timers.cancel(self.expiry)
-        now = time.monotonic()
-        shortest = 60.0
-        for name, owner in list(self.ledger.owners.items()):
-            if name in self.present:
-                owner.saw()
-            elif now - owner.seen_at > owner.lease_s:
-                self._cancel_owner(name, "its owner stayed away for %d s" % owner.lease_s)
-                if not any(run.owner == name for run in self.runs.values()):
-                    self.ledger.write_forget(name)
-                    continue
-            shortest = min(shortest, owner.lease_s)
-        self.expiry = self.timers.at(max(0.1, shortest / 2), self._expire_owners)
+    def _leave_owner(self, name, reason, why, grace_s):
+        """End what is an owner's who is away; returns whether it was forgotten, too, as nothing of it runs."""
+        self._end_all_of(name, reason, why, grace_s)
+        if reason != "cancelled" or any(run.owner == name for run in self.runs.values()):
+            return False
+        self.ledger.write_forget(name)
+        return True
 
-    def _cancel_owner(self, name, why):
+    def _end_all_of(self, name, reason, why, grace_s=None):
         for key in self.queues.keys_of(name):
-            order = self.queues.remove(key)
-            self._end_queued(order, key, why)
+            self._end_queued(self.queues.remove(key), key, why, reason)
         for run in list(self.runs.values()):
             if run.owner == name:
-                self.ends.end(run, "cancelled", why)
+                run.grace_s = run.grace_s if grace_s is None else min(run.grace_s, grace_s)
+                self.ends.end(run, reason, why)
         for lease, hold in list(self.holds.items()):
             if hold.owner == name:
                 del self.holds[lease]
@@ -339,7 +335,7 @@ class Keeper:
         owner.saw()
         if message.get("lease_s"):
             owner.lease_s = float(message["lease_s"])
-            self._expire_owners()
+            self.absence.expire()
         self._resize(name, message.get("capacity") or {})
         if message.get("env"):
             self.starter.set_environment(message["env"])
@@ -376,6 +372,10 @@ class Keeper:
             if name in self.ledger.owners:
                 self.ledger.owners[name].saw()
         self.present = frozenset(message["owners"])
+
+    def on_depart(self, message):
+        """The node is an owner's for a time only."""
+        self.absence.depart(message["owner"], message["left"], message["grace"])
 
     def on_ack(self, message):
         """Forget what the owner has."""
@@ -451,9 +451,9 @@ class Keeper:
 
     def on_forget(self, message):
         """An owner that will not come back."""
-        self._cancel_owner(message["owner"], "forgotten")
+        self._end_all_of(message["owner"], "cancelled", "forgotten")
         self.ledger.owner(message["owner"]).lease_s = 0.0
-        self._expire_owners()
+        self.absence.expire()
 
     def on_status(self, message):
         """Everything this node does, for people."""

@@ -49,6 +49,7 @@ _FOR_KEEPER = {
     "resume": "ids",
     "drop": "ids",
     "ack": None,
+    "depart": None,
     "unhold": None,
     "signal": None,
     "forget": None,
@@ -134,6 +135,8 @@ class Session:
         self.out = bytearray()
         self.owner = None
         self.attach_message = None
+        #: When the node is not its owner's any more, and with how much grace; for a keeper that was started anew.
+        self.departure = None
         self.last_sent = 0
         self.live = False
         self.lagging = False
@@ -346,6 +349,10 @@ class Session:
             head["number"] = int(head["number"])
         elif kind == "cancel" and head.get("grace") is not None:
             head["grace"] = float(head["grace"])
+        elif kind == "depart":
+            self.departure = (time.monotonic() + float(head["left"]), float(head["grace"]))
+            self._tell_departure()
+            return
         head["owner"] = self.owner
         self.talker.tell_keeper(head)
 
@@ -381,6 +388,13 @@ class Session:
             self.send(0, reply)
 
         self.talker.ask_keeper(dict(head, t="attach", env=self.environment), attached)
+        if self.departure is not None:
+            self._tell_departure()
+
+    def _tell_departure(self):
+        at, grace_s = self.departure
+        left_s = max(0.0, at - time.monotonic())
+        self.talker.tell_keeper({"t": "depart", "owner": self.owner, "left": left_s, "grace": grace_s})
 
     def send_events(self, first, last, body):
         """Send a list of events, given as JSON text, unless the session lags: then the log serves it later."""

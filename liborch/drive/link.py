@@ -56,7 +56,7 @@ class AgentLink(Protocol):
         """Hand over."""
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """recall, cancel, pause, resume, ack, drop, unhold, signal, forget."""
+        """recall, cancel, pause, resume, ack, drop, unhold, signal, forget, depart. What an agent cannot do it leaves out."""
 
     async def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
         """status, retire, expand: the reply. Raises AgentError when the link breaks."""

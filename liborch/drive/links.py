@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 from liborch.core import events as ev
 from liborch.drive.execution import Execution
 from liborch.drive.ground import Ground
-from liborch.drive.link import AgentEvent
+from liborch.drive.link import AgentEvent, AgentLink
 from liborch.drive.orders import remote_folder
 from liborch.drive.ranks import keep_detail
 from liborch.drive.targets import Target, room_of
@@ -99,6 +100,18 @@ class Links(Ground):
             lost,
             expand=[target.profile.directory, *unknown.values()],
         )
+        self._tell_departure(target, link)
+
+    def _tell_departure(self, target: Target, link: AgentLink) -> None:
+        """Say how long a node is ours, for the time when nobody is here to see to its end."""
+        node = self.core.nodes.get(target.name)
+        allocation = node.allocation if node is not None else None
+        if allocation is None:
+            return
+        policy = self.core.policy
+        gone_by = allocation.until(policy.cut_margin_s)
+        if gone_by < math.inf:
+            link.tell("depart", left=round(gone_by - self._clock(), 3), grace=policy.cut_grace_s)
 
     async def _wait_for_former(self, target: Target) -> None:
         """A machine that came with another allocation before is left first: its agent speaks with us once."""

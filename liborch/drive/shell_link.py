@@ -414,7 +414,7 @@ class ShellLink:
             self._post(f"forget {owner}\n")
         elif kind == "signal":
             self._post(f"signal {checked(fields['x'])} {int(fields['a'])} {int(fields['number'])}\n")
-        else:
+        elif kind != "depart":
             grace = fields.get("grace")
             for x, attempt in fields["ids"]:
                 words = [kind, checked(x), str(int(attempt))]

@@ -174,6 +174,8 @@ class SimLink(AgentLink):
             "ack": lambda node, owner: node.ack(owner, int(fields["n"])),
             "unhold": lambda node, owner: node.unhold(owner, str(fields["lease"])),
             "drop": lambda _node, _owner: None,
+            # Here the batch system ends what is left, and the client learns it from there.
+            "depart": lambda _node, _owner: None,
         }
         self._say(say[kind])
 
