@@ -124,6 +124,11 @@ def is_whole(output: Output) -> bool:
     return output.code is not None and not output.is_cut
 
 
+def not_understood(what: str, error: Exception, output: Output) -> Unclear:
+    """Return that an answer that was read broke with one of `NOT_UNDERSTOOD`."""
+    return Unclear(f"{what} answered what is not understood ({error!r}): {excerpt(output.stdout)}")
+
+
 def refused(output: Output, table: Refusals) -> Rejected | None:
     """Return the refusal if the command failed with words that are known to mean one."""
     if not is_whole(output) or output.code == 0:
@@ -187,6 +192,22 @@ def clock_of(seconds: float) -> str:
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
+def option_of(word: str, known: Iterable[str], *, attached: str = "") -> str:
+    """Return which of the options `known` a word is, with its value or without; "" for none.
+
+    `attached`: letters of one-letter options whose value may follow at once, as in `-nNAME`.
+    """
+    key = word.split("=", 1)[0]
+    if key in (names := list(known)):
+        return key
+    if key.startswith("--") and len(key) > 3:
+        # Long options may be shortened.
+        return next((name for name in names if name.startswith(key)), "")
+    if len(word) > 2 and word[0] == "-" and word[1] in attached and word[:2] in names:
+        return word[:2]
+    return ""
+
+
 def keep_ours(command: str, options: Sequence[str], ours: Mapping[str, str], *, attached: str = "") -> None:
     """Refuse options of the person that are ours to set, or that make the command do something else.
 
@@ -203,12 +224,5 @@ def keep_ours(command: str, options: Sequence[str], ours: Mapping[str, str], *, 
     for word in options:
         if "\0" in word or "\n" in word:
             raise SpecError(f"{word[:60]!r} in the options of {command} holds a line end or a NUL")
-        key = word.split("=", 1)[0]
-        found = key if key in ours else ""
-        if not found and key.startswith("--") and len(key) > 3:
-            # Long options may be shortened.
-            found = next((name for name in ours if name.startswith(key)), "")
-        if not found and len(word) > 2 and word[0] == "-" and word[1] in attached and word[:2] in ours:
-            found = word[:2]
-        if found:
+        if found := option_of(word, ours, attached=attached):
             raise SpecError(f"{word[:60]!r} cannot be an option of {command}: {ours[found]}")

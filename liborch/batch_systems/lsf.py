@@ -22,6 +22,7 @@ from liborch.batch_systems._reading import (
     heard,
     is_node,
     keep_ours,
+    not_understood,
     refusals,
     refused,
     shell,
@@ -191,7 +192,7 @@ class Lsf:
                 raise ValueError("another count of jobs than there are")
             return {sight.id: sight for sight in map(_sight, records)}
         except NOT_UNDERSTOOD as error:
-            return Unclear(f"bjobs answered what is not understood ({error!r}): {excerpt(output.stdout)}")
+            return not_understood("bjobs", error, output)
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Kill jobs, pending or running."""

@@ -25,6 +25,7 @@ from liborch.batch_systems._reading import (
     heard,
     is_node,
     keep_ours,
+    not_understood,
     refusals,
     refused,
     shell,
@@ -175,7 +176,7 @@ class Oar:
             found = json.loads(text_of(output.stdout).strip() or "null") or {}
             return {id: _sight(id, each, now) for id, each in found.items()}
         except NOT_UNDERSTOOD as error:
-            return Unclear(f"oarstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
+            return not_understood("oarstat", error, output)
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, waiting or running."""

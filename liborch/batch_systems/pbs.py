@@ -26,6 +26,7 @@ from liborch.batch_systems._reading import (
     excerpt,
     heard,
     keep_ours,
+    not_understood,
     refusals,
     refused,
     seconds_of,
@@ -170,7 +171,7 @@ class Pbs:
         try:
             return _pbs_jobs.sights(text_of(output.stdout), now)
         except NOT_UNDERSTOOD as error:
-            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
+            return not_understood("qstat", error, output)
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, queued or running."""

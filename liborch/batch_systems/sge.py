@@ -28,6 +28,7 @@ from liborch.batch_systems._reading import (
     heard,
     is_node,
     keep_ours,
+    not_understood,
     refusals,
     refused,
     seconds_of,
@@ -187,7 +188,7 @@ class Sge:
             over = {sight.id: sight for sight in map(_ended, _records(match[2]))}
             return over | _sights(match[1], now)
         except (*NOT_UNDERSTOOD, ElementTree.ParseError) as error:
-            return Unclear(f"qstat answered what is not understood ({error!r}): {excerpt(output.stdout)}")
+            return not_understood("qstat", error, output)
 
     def cancel(self, ids: Sequence[str]) -> Command:
         """Delete jobs, pending or running."""

@@ -26,6 +26,7 @@ from liborch.batch_systems._reading import (
     heard,
     is_node,
     keep_ours,
+    option_of,
     refused,
     shell,
     submission,
@@ -49,6 +50,7 @@ from liborch.batch_systems.slurm_words import (
     REFUSALS,
     SBATCH_VARIABLES,
     SHARES,
+    SHARES_ATTACHED,
     SQUEUE_VARIABLES,
     UNHEARD,
     apart,
@@ -96,9 +98,11 @@ class Slurm:
         if request.nodes > 1:
             # One node that fails does not take the others with it.
             words.append("--no-kill")
-        if not any(_names(option, SHARES) for option in request.options):
+        if not any(option_of(word, SHARES, attached=SHARES_ATTACHED) for word in apart(request.options)):
             words.append("--exclusive")
-        if request.avoided and not any(_names(option, ("--exclude", "-x")) for option in request.options):
+        if request.avoided and not any(
+            option_of(word, ("--exclude", "-x"), attached="x") for word in apart(request.options)
+        ):
             words.append(f"--exclude={','.join(request.avoided)}")
         if request.walltime_s is not None:
             words.append(f"--time={_time_of(request.walltime_s)}")
@@ -278,16 +282,6 @@ def _number(id: str) -> str:
 
 def _cluster(id: str) -> str:
     return id.partition(";")[2]
-
-
-def _names(option: str, known: Iterable[str]) -> bool:
-    """Whether a word is one of these options, with or without a value."""
-    return any(
-        option == each
-        or option.startswith(f"{each}=")
-        or (len(each) == 2 and option.startswith(each) and not option.startswith("--"))
-        for each in known
-    )
 
 
 def _time_of(seconds: float) -> str:

@@ -163,6 +163,7 @@ SHARES: Final = (
         "-B",
     ),
 )
+SHARES_ATTACHED: Final = "ncB"
 
 #: Options of sbatch that take no value of a word of its own; one after them would be a script to run.
 _FLAGS: Final = frozenset(

@@ -43,7 +43,9 @@ def test_sbatch_is_told_what_is_asked_for_and_given_the_holder_as_its_script(tmp
     assert said.stderr == b"orch-begin\nfor ever; $X'"
 
 
-@pytest.mark.parametrize("option", ["--exclusive=user", "-c4", "--ntasks-per-node=2", "-n8", "-s"])
+@pytest.mark.parametrize(
+    "option", ["--exclusive=user", "-c4", "--ntasks-per-node=2", "-n8", "-s", "-vs", "-Hn8", "--cpus-per-t=4"]
+)
 def test_whole_nodes_are_asked_for_unless_the_person_says_how_much_of_each(
     option: str, tmp_path: Path
 ) -> None:

@@ -25,11 +25,16 @@ allocation: {nodes: 3, walltime: 2m, most: 2}
 @pytest.fixture
 def person(slurm_lab: SlurmCluster, tmp_path: Path) -> Iterator[Person]:
     """Somebody with a profile of the cluster, which is as found afterwards."""
-    somebody = Person(tmp_path, slurm_lab.lab.ssh_config)
+    yield from visiting(slurm_lab, tmp_path)
+
+
+def visiting(cluster: SlurmCluster, folder: Path) -> Iterator[Person]:
+    """Somebody with a profile named big of the cluster, which is as found afterwards."""
+    somebody = Person(folder, cluster.lab.ssh_config)
     write_profile(somebody, PROFILE)
     yield somebody
     somebody.close()
-    slurm_lab.clear()
+    cluster.clear()
 
 
 def write_profile(person: Person, text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.person import Person, wait_until
 from tests.lab.slurm import SlurmCluster
-from tests.lab.test_allocations import PROFILE, queue, write_profile
+from tests.lab.test_allocations import PROFILE, queue, visiting, write_profile
 from tests.lab.test_promises_clusters import running, some_succeeded
 
 pytestmark = pytest.mark.lab
@@ -21,11 +21,7 @@ pytestmark = pytest.mark.lab
 @pytest.fixture
 def person(slurm_lab: SlurmCluster, tmp_path: Path) -> Iterator[Person]:
     """Somebody with a profile of the cluster, which is as found afterwards."""
-    somebody = Person(tmp_path, slurm_lab.lab.ssh_config)
-    write_profile(somebody, PROFILE)
-    yield somebody
-    somebody.close()
-    slurm_lab.clear()
+    yield from visiting(slurm_lab, tmp_path)
 
 
 def with_options(options: str) -> str:
