@@ -444,7 +444,7 @@ class Driver(Rounds):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout_s):
                         await self.wait_idle()
-            if self.frontends and not self.detached:
+            if self.frontends and (self.is_drained or not self.detached):
                 await self._give_back()
             if self._tidying:
                 await asyncio.wait(self._tidying, timeout=TIDY_S)

@@ -73,6 +73,8 @@ class Ground:
         self.snapshots = snapshots or Snapshots(None)
         #: Set by a caller who leaves on purpose: what runs goes on.
         self.detached = False
+        #: Set by one who leaves when nothing runs any more: allocations are given back nevertheless.
+        self.is_drained = False
         #: There are executions that are planned and not submitted.
         self.has_plan = False
         #: Ends everything, what is planned as well; None: there is nothing but `executions`.

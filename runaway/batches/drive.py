@@ -262,7 +262,7 @@ class Batch:
             self._follower.close()
         progress.show_end()
         if remains:
-            driver.detached = True
+            driver.detached = driver.is_drained = True
             self._say_left()
         else:
             await driver.sweep()

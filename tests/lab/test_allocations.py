@@ -80,15 +80,16 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm_lab: SlurmCluster, person
     assert queue(slurm_lab) == []
 
 
-def test_ctrl_c_while_the_allocation_waits_takes_it_out_of_the_queue(
-    slurm_lab: SlurmCluster, person: Person
+@pytest.mark.parametrize("words", [("exec", "big", "/bin/true"), ("batch", "big", "/bin/true", "-x", "40")])
+def test_ctrl_c_while_allocations_wait_takes_them_out_of_the_queue(
+    slurm_lab: SlurmCluster, person: Person, words: tuple[str, ...]
 ) -> None:
     slurm_lab.run("sbatch --wrap 'sleep 600' -N3 --exclusive -o /dev/null")
     wait_until("somebody else has all nodes", lambda: queue(slurm_lab) == ["RUNNING"])
-    with person.start("exec", "big", "/bin/true") as waiting:
-        wait_until("it is in the queue", lambda: queue(slurm_lab).count("PENDING") == 1)
-        waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(timeout=30) == 130
+    waiting = person.start(*words)
+    wait_until("it is in the queue", lambda: "PENDING" in queue(slurm_lab))
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=30) == 130
     assert queue(slurm_lab) == ["RUNNING"]
 
 
@@ -105,4 +106,18 @@ def test_a_client_that_is_killed_is_followed_by_another_that_uses_the_same_alloc
     done = person.run("attach", "last", timeout_s=90)
     assert done.returncode == 0, done.stderr.decode()
     assert b"40 succeeded" in done.stderr
+    assert queue(slurm_lab) == []
+
+
+def test_after_ctrl_c_what_runs_ends_and_nothing_is_kept_for_what_waits(
+    slurm_lab: SlurmCluster, person: Person
+) -> None:
+    batch = person.start("batch", "big", "/bin/sleep", "-x", "30", "--", "1")
+    wait_until("it runs", lambda: any(each["state"] == "running" for each in person.executions()))
+    batch.send_signal(signal.SIGINT)
+    assert batch.wait(timeout=30) == 130
+    assert queue(slurm_lab) == []
+    done = person.run("attach", "last", timeout_s=90)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"30 succeeded" in done.stderr
     assert queue(slurm_lab) == []
