@@ -26,9 +26,8 @@ from liborch.names import resolve_prefix
 from liborch.places import Places
 from runaway.asking import ask_person
 from runaway.background import Background
-from runaway.batches.drive import Batch
 from runaway.batches.identity import identities
-from runaway.batches.run import Prepared, enter, new_rows
+from runaway.batches.run import Prepared, batch_of, enter, new_rows
 from runaway.batches.sources import Planned
 from runaway.messages import Messages
 from runaway.preparing import BrokenOff
@@ -81,21 +80,7 @@ async def resume_batch(
         keep = _keeps_verdicts(options.code_changed, row, prepared)
         old = [code for code in dict.fromkeys(old if keep else [*old, *codes]) if code != snapshot]
         codes = [*codes, snapshot] if keep else [snapshot]
-    batch = Batch(
-        row.id,
-        messages,
-        folders,
-        prepared.cwd,
-        count=prepared.plan.count,
-        max_failures=options.max_failures,
-        halt=options.halt,
-        give_up_s=options.give_up,
-        post_s=options.post_time,
-        as_json=options.as_json,
-        title=prepared.title,
-        follow=options.follow,
-        background=background,
-    )
+    batch = batch_of(row.id, prepared, messages, folders, background)
     async with adopting(
         row.id,
         folders,

@@ -337,6 +337,28 @@ async def _borrow(options: BatchOptions, folders: Places) -> HostProfile | None:
     return await borrow((clusters or profiles)[0], options.alloc, folders, accept_new=options.accept_new)
 
 
+def batch_of(
+    id: str, prepared: Prepared, messages: Messages, folders: Places, background: Background | None
+) -> Batch:
+    """What sees a batch through as its command line says; whether it is a new one or gone on with."""
+    options = prepared.options
+    return Batch(
+        id,
+        messages,
+        folders,
+        prepared.cwd,
+        count=prepared.plan.count,
+        max_failures=options.max_failures,
+        halt=options.halt,
+        give_up_s=options.give_up,
+        post_s=options.post_time,
+        as_json=options.as_json,
+        title=prepared.title,
+        follow=options.follow,
+        background=background,
+    )
+
+
 async def begin_batch(
     prepared: Prepared, messages: Messages, folders: Places, background: Background | None = None
 ) -> int:
@@ -352,21 +374,7 @@ async def begin_batch(
         os._exit(130)
     common = prepared.common(snapshot)
     shared = msgspec.to_builtins(common)
-    batch = Batch(
-        batch_id,
-        messages,
-        folders,
-        prepared.cwd,
-        count=prepared.plan.count,
-        max_failures=options.max_failures,
-        halt=options.halt,
-        give_up_s=options.give_up,
-        post_s=options.post_time,
-        as_json=options.as_json,
-        title=prepared.title,
-        follow=options.follow,
-        background=background,
-    )
+    batch = batch_of(batch_id, prepared, messages, folders, background)
     details = details_of(
         prepared.profiles,
         folders,
