@@ -12,6 +12,7 @@
     |   +-- TraceError              a workload trace: file, line, field, what was expected
     |   +-- PatternError            an unknown $RUNAWAY_... name in a folder pattern
     |   +-- QuantityError           "1h30m", "4GiB": text that is no duration or size
+    |   +-- CampaignError           no campaign, one of a newer layout, a damaged record: where, what, how to mend it
     |   +-- UnknownName             no such host, execution, batch; names the nearest
     |   `-- Conflict                somebody else holds it (another client drives this batch)
     +-- WorldError                  the world did not do its part; `retriable` says whether to try again
@@ -25,6 +26,7 @@
     |   +-- StorageError            disk full, read-only, permission denied: path and errno
     |   +-- ExecutionLost           an execution's verdict cannot be known any more
     |   +-- FunctionDied            the process of a Python function ended without an outcome
+    |   +-- GitError                git, or the other side of it, refused: the command, where, what it said
     |   `-- JournalError            the journal is damaged, foreign, or newer than this program
     `-- InvariantError              a promise we made to ourselves broke; nobody catches it, please report
         `-- IllegalTransition       an edge that is not in the table, with the thing's whole story
@@ -167,6 +169,15 @@ class Conflict(YourTurn):
     """Somebody else holds what was asked for."""
 
     exit_status = 75
+
+
+class CampaignError(YourTurn):
+    """A campaign is not what it should be, or not there."""
+
+    def __init__(self, where: str, why: str) -> None:
+        self.where = where
+        self.why = why
+        super().__init__(f"{where}: {why}" if where else why)
 
 
 class HostUnreachable(WorldError):
@@ -328,6 +339,20 @@ class FunctionDied(WorldError):
         self.stderr = stderr
         text = f"{function}{f' on {node}' if node else ''}: its process ended without an outcome: {why}"
         super().__init__(f"{text}; the last it wrote: {stderr}" if stderr else text)
+
+
+class GitError(WorldError):
+    """A git command did not do what it was asked to."""
+
+    exit_status = 1
+
+    def __init__(self, command: str, where: str, said: str, status: int = 0, *, retriable: bool = False) -> None:
+        self.command = command
+        self.where = where
+        self.said = said
+        self.status = status
+        self.retriable = retriable
+        super().__init__(f"{command} (in {where}): {said or f'ended with status {status}'}")
 
 
 class JournalError(WorldError):
