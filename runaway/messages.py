@@ -34,6 +34,8 @@ class Messages:
         self._bar_shown = False
         self._stamps = False
         self._errors: set[str] = set()
+        #: {topic: what was told of it last}
+        self._news: dict[str, str] = {}
 
     def go_to_log(self) -> None:
         """From now on nobody looks on: plain lines, each with its time."""
@@ -59,6 +61,12 @@ class Messages:
         """Why it ended; shown unless it was already, when it happened."""
         if text not in self._errors:
             self.error(text)
+
+    def is_news(self, topic: str, text: str) -> bool:
+        """Whether this is not what was told of the topic last."""
+        is_news = self._news.get(topic) != text
+        self._news[topic] = text
+        return is_news
 
     def _line(self, text: str, color: str) -> None:
         text = neutral(text)

@@ -193,7 +193,11 @@ def narrate_cluster(messages: Messages, what: str, fields: dict[str, Any]) -> No
         if fields["again"]:
             messages.stage(f"{fields['host']}: no allocation now: {fields['why']}; asking again later")
     elif what == "frontend":
-        messages.stage(str(fields["why"]))
+        said, _, then = str(fields["why"]).rpartition("; ")
+        host = said.partition(": ")[0]
+        # What a batch system says is long, and it says the same for as long as it is in trouble.
+        is_news = not said or messages.is_news(host, said)
+        messages.stage(str(fields["why"]) if is_news else f"{host}: the same; {then}")
     elif what == "allocation":
         nodes = f"{fields['nodes']} node{'s' if fields['nodes'] != 1 else ''}"
         name = f"{fields['host']}: allocation {fields['id']} of {nodes}"
@@ -206,7 +210,8 @@ def narrate_cluster(messages: Messages, what: str, fields: dict[str, Any]) -> No
             messages.stage(f"{name} is held{why}: it will not begin by itself")
         elif fields["state"] == "queued":
             # How its reasons change is for who asks.
-            (messages.detail if fields["why"] else messages.stage)(f"{name} is queued{why}")
+            is_news = messages.is_news(name, "queued")
+            (messages.stage if is_news else messages.detail)(f"{name} is queued{why}")
         elif fields["released"]:
             messages.detail(f"{name} was given back")
         else:

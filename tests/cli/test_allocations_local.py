@@ -9,6 +9,10 @@ import socket
 import subprocess
 from typing import Any
 
+import pytest
+
+from runaway.messages import Messages
+from runaway.seeing import narrate_cluster
 from tests.cli.person import RUNAWAY, Person, lines, wait_until
 
 
@@ -59,6 +63,35 @@ def test_who_has_to_wait_for_an_answer_is_told_for_whose(person: Person) -> None
                     assert asking.stderr.readline().decode() == f"{words} {host}\n"
                 finally:
                     asking.kill()
+
+
+def test_what_a_batch_system_says_over_and_over_is_told_in_full_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    messages = Messages({})
+    for why in (
+        "big: squeue says: no; asking again in 1 s",
+        "big: squeue says: no; asking again in 3 s",
+        "big: squeue says: later; asking again in 7 s",
+        "big: scancel says: no",
+    ):
+        narrate_cluster(messages, "frontend", {"why": why})
+    assert capsys.readouterr().err.splitlines() == [
+        "big: squeue says: no; asking again in 1 s",
+        "big: the same; asking again in 3 s",
+        "big: squeue says: later; asking again in 7 s",
+        "big: scancel says: no",
+    ]
+
+
+def test_that_an_allocation_is_queued_is_told_once_also_of_one_that_another_command_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    messages = Messages({})
+    for why in ("Priority", "Resources"):
+        fields = {"host": "big", "id": "71", "nodes": 2, "state": "queued", "why": why}
+        narrate_cluster(messages, "allocation", fields)
+    assert capsys.readouterr().err == "big: allocation 71 of 2 nodes is queued (Priority)\n"
 
 
 def shell(person: Person, script: str) -> subprocess.CompletedProcess[bytes]:
