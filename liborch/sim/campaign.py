@@ -155,8 +155,14 @@ class Campaign(World):
         node = self.nodes[self._some_node()]
         node.fill_disk()
         length_s = self.rng.choice((10.0, 600.0, HOUR_S))
+
+        def kill_keeper() -> None:
+            node.kill_keeper()
+            # The next one knows nothing of orders that came meanwhile: who gave them is told so.
+            self.client.greeted_again(node.name)
+
         if self.rng.random() < 0.5:
-            self.later(self.rng.uniform(0.0, length_s), node.kill_keeper)
+            self.later(self.rng.uniform(0.0, length_s), kill_keeper)
         if self.rng.random() < 0.5:
             # And somebody types Ctrl-C to see what is wrong.
             self.later(self.rng.uniform(0.0, length_s), self._drain)

@@ -299,6 +299,16 @@ class Client:
         reach.line = line
         reach.talks_to = agent
         reach.arrives = {"there": 0.0, "here": 0.0}
+        self._greet(node, reach, line)
+
+    def greeted_again(self, node: str) -> None:
+        """The node's keeper was replaced: whoever is connected is attached again, over the same connection."""
+        reach = self._reach(node)
+        if reach.line is not None:
+            self._greet(node, reach, reach.line)
+
+    def _greet(self, node: str, reach: Reach, line: Line) -> None:
+        agent = self.world.agent(node)
         if agent.state_id != reach.state_id:
             reach.state_id = agent.state_id
             reach.received = reach.acked = 0
