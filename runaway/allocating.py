@@ -27,8 +27,9 @@ from liborch.drive.driver import HELD, Driver
 from liborch.drive.holders import holder_script
 from liborch.drive.queues import end, system_of
 from liborch.drive.session import details_of, driving
-from liborch.errors import SpecError, WorldError
+from liborch.errors import SpecError, UnknownName, WorldError
 from liborch.journal import Journal, OrchestrationRow
+from liborch.names import nearest
 from liborch.places import Places, places
 from liborch.plain_text import neutral
 from liborch.profiles.find import find_host
@@ -70,6 +71,7 @@ async def allocate(wish: Wish) -> int:
     environment = dict(os.environ)
     folders = places(environment)
     profile = _as_wished(find_host(wish.host, folders.profiles, folders.ssh_config), wish)
+    _refuse_misspelt(profile, folders)
     system = system_of(profile)
     spec = profile.allocation
     assert spec is not None
@@ -110,6 +112,14 @@ async def allocate(wish: Wish) -> int:
             messages.stage(f"use it: runaway exec --alloc {allocation.id} {profile.name} ...")
         messages.stage(f"give it back: runaway release {allocation.id}")
     return 0
+
+
+def _refuse_misspelt(profile: HostProfile, folders: Places) -> None:
+    """Any word may be a host of ssh's: one that is almost the name of a cluster is not meant so. Raises UnknownName."""
+    if profile.batch_system == "none" and not profile.source:
+        near = nearest(profile.name, [each.name for each in clusters(folders)])
+        if near:
+            raise UnknownName("host with a batch system", profile.name, near)
 
 
 def _as_wished(profile: HostProfile, wish: Wish) -> HostProfile:

@@ -138,6 +138,14 @@ def test_where_nothing_gives_allocations_that_is_said_with_what_to_write(person:
     assert b"no profile has a batch system" in person.run("allocs").stderr
 
 
+def test_a_cluster_that_is_misspelt_is_named(person: Person) -> None:
+    hosts = person.root / "config" / "orchestra" / "hosts"
+    hosts.mkdir(parents=True)
+    (hosts / "cluster.yaml").write_text("name: cluster\nssh: nowhere.invalid\nbatch_system: slurm\n")
+    done = person.run("alloc", "clutser")
+    assert (done.returncode, b"'clutser'; did you mean cluster?" in done.stderr) == (2, True), done.stderr
+
+
 def test_words_about_allocations_complete(person: Person) -> None:
     profile = person.root / "config" / "orchestra" / "hosts" / "big.yaml"
     profile.parent.mkdir(parents=True)
