@@ -233,6 +233,8 @@ class Cores:
     def __init__(self, numa_nodes):
         self._numa = [list(cpus) for cpus in numa_nodes]
         self._uses = {cpu: 0 for cpus in self._numa for cpu in cpus}
+        #: Some of them are somebody else's, and nobody says which: none is bound to.
+        self.are_unsure = False
 
     def sizes(self):
         """How many cores each NUMA node has."""
@@ -246,9 +248,9 @@ class Cores:
 
     def take(self, count, numa=None):
         """Return a tuple of `count` CPU numbers (fewer when the node has fewer); without a count, all of the NUMA node, or none."""
+        if numa is None and (not count or self.are_unsure):
+            return ()
         if not count:
-            if numa is None:
-                return ()
             count = len(self._numa[numa]) if numa < len(self._numa) else 1
         groups = self._numa if numa is None else self._numa[numa : numa + 1] or self._numa
         best = None

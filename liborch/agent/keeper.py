@@ -22,6 +22,7 @@ try:
         doors,
         ends,
         enforce,
+        grants,
         ledger,
         line,
         node,
@@ -38,6 +39,7 @@ except ImportError:  # packed: the modules lie side by side
     import doors
     import ends
     import enforce
+    import grants
     import ledger
     import line
     import node
@@ -87,7 +89,7 @@ class Keeper:
         self.poll = select.epoll()
         self.line = line.Line(self.poll, self._on_message, self._on_talker_gone)
         self.timers = timers.Timers(time.monotonic)
-        self.room = slots.Room(len(node.cores()), node.memory_bytes(), node.gpus())
+        self.room = slots.Room(*grants.enter(folder))
         self.cores = enforce.Cores(node.numa_nodes())
         #: Names this agent among all that ever ran here, in marks of processes and names of cgroups.
         self.tag = node.state_id(folder)[:12]
@@ -221,8 +223,7 @@ class Keeper:
             self._leave_terminal(run.terminal)
             os.close(run.terminal)
         if run.room is not None:
-            if run.cores:
-                self.cores.give_back(run.cores)
+            self.cores.give_back(run.cores)
             self.room.give_back(run.slot, *run.room)
         elif run.order.get("lease") not in self.holds:
             self._release_when_empty(run.order.get("lease"))
@@ -244,10 +245,9 @@ class Keeper:
     # ---------------------------------------------------------------- holds
 
     def _take_hold(self, order, key):
-        needs = orders.needs(order)
         slot, gpus = self.room.take(*orders.wishes(order))
         cores = self.cores.take(order.get("cpus"), order.get("numa"))
-        hold = self.holds[order["x"]] = slots.Hold(order["o"], key, slot, needs, gpus, cores)
+        hold = self.holds[order["x"]] = slots.Hold(order["o"], key, slot, orders.needs(order), gpus, cores)
         return hold
 
     def on_unhold(self, message):
@@ -324,7 +324,8 @@ class Keeper:
         shared = shared or any(hold.owner != name for hold in self.holds.values())
         shared = shared or len(self.queues) > len(self.queues.keys_of(name))
         told = (capacity.get("cpus"), capacity.get("memory_bytes"))
-        self.room.resize(told[0], told[1], shared)
+        self.room.resize(told[0], told[1], shared, capacity.get("gpus"))
+        self.cores.are_unsure = bool(node.allocation()) and self.room.cpus < len(node.cores())
         if any(told) or not shared:
             self.ledger.set_capacity(*told)
 
@@ -487,9 +488,8 @@ class Keeper:
 
     def on_retire(self, message):
         """A newer agent wants this place: leave if nothing would be lost by it."""
-        idle = not self.runs and not self.queues and not self.holds and not self.ledger.stuck
-        self.retiring = idle
-        self.line.reply({"t": "retiring", "req": message["req"], "yes": idle})
+        self.retiring = not self.runs and not self.queues and not self.holds and not self.ledger.stuck
+        self.line.reply({"t": "retiring", "req": message["req"], "yes": self.retiring})
 
     def describe(self):
         """The node's room, for clients."""

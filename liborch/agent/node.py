@@ -21,10 +21,16 @@ def boot_id():
         return ""
 
 
+def allocation():
+    """The batch system's word for the allocation that this agent serves; "": the node is no part of one."""
+    return os.environ.get("ORCHESTRA_ALLOCATION", "")
+
+
 def state_folder():
     """Where the agent of this user on this node keeps its log, sockets and captures.
 
-    The folder carries the node's name, since a home may be shared between nodes. ORCHESTRA_AGENT_STATE overrides it.
+    The folder carries the node's name, since a home may be shared between nodes, and the allocation's, since two of them may
+    have parts of one node. ORCHESTRA_AGENT_STATE overrides it.
     """
     given = os.environ.get("ORCHESTRA_AGENT_STATE")
     if given:
@@ -32,6 +38,8 @@ def state_folder():
     home = os.environ.get("HOME") or os.path.expanduser("~")
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
     safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in name())
+    if allocation():
+        safe += "@" + "".join(c if c.isalnum() or c in "-._" else "_" for c in allocation())
     return os.path.join(base, "orchestra", "nodes", safe)
 
 

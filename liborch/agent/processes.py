@@ -170,6 +170,28 @@ def mark_of(pid):
     return text[at + len(key) : end if end >= 0 else len(text)].decode("ascii", "replace")
 
 
+def environment_of(pid):
+    """Return the environment a process was started with, as text; empty when it is gone or not ours to read."""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as file:
+            text = file.read().decode("utf-8", "surrogateescape")
+    except OSError:
+        return {}
+    return dict(entry.partition("=")[::2] for entry in text.split("\0") if "=" in entry)
+
+
+def own_pids():
+    """Return the pids of this person's processes."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.stat("/proc/" + name).st_uid == os.getuid():
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
 def scan():
     """Return {pid: (state, parent, group, session, start time)} of every visible process."""
     found = {}

@@ -24,13 +24,17 @@ class Room:
         self._freed = []
         self._next = 0
 
-    def resize(self, cpus, memory_bytes, keep=True):
+    def resize(self, cpus, memory_bytes, keep=True, gpus=None):
         """Take another capacity (a profile says how a node is cut). What runs goes on.
 
-        `keep`: what is not told stays as it is; else it is what was found on the node.
+        `keep`: what is not told stays as it is; else it is what was found on the node. `gpus`: so many are ours, when
+        nobody says which; None: all that were found.
         """
         self.cpus = cpus or (self.cpus if keep else self.found[0])
         self.memory_bytes = memory_bytes or (self.memory_bytes if keep else self.found[1])
+        if gpus and gpus < len(self.gpus):
+            self.gpus = self.gpus[:gpus]
+            self.free_gpus = [gpu for gpu in self.free_gpus if gpu in self.gpus]
 
     def could_ever(self, cpus, memory_bytes, gpus, among=None):
         """Whether a request fits the empty node. `among`: which GPUs will do, numbers or ids; None: any."""
@@ -102,7 +106,8 @@ class Room:
                 if self.shared[gpu] < GPU_PARTS:
                     continue
                 del self.shared[gpu]
-            self.free_gpus.append(gpu)
+            if gpu in self.gpus:
+                self.free_gpus.append(gpu)
         heapq.heappush(self._freed, slot)
 
 

@@ -21,6 +21,7 @@ from liborch.errors import AgentError
 MAX_NOISE = 64 << 10
 
 _ID = re.compile(r"[A-Za-z0-9.-]+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class Pipe(Protocol):
@@ -65,18 +66,26 @@ _PATH = (
 )
 
 
-def command(marker: str, wanted: str = "", *, living: bool = False) -> str:
+def command(
+    marker: str, wanted: str = "", *, living: bool = False, allocation: str = "", is_part: bool = False
+) -> str:
     """Return the command line to run on the host.
 
     Args:
         wanted: The state folder in which our executions are, by its id; "": none is.
         living: Start the agent with the interpreter of one that lives there, instead of the python3 on the PATH.
+        allocation: The batch system's word for what the node is a part of; "": none. Each has an agent of its own there.
+        is_part: It has a part of the node, and a process of it there knows which.
     """
     if not _ID.fullmatch(wanted):
         wanted = ""  # The node itself said so once; no agent of ours did.
     code_hash = agent_hash()
+    served = ""
+    if allocation:
+        served = f"ORCHESTRA_ALLOCATION={_UNSAFE.sub('-', allocation)}; export ORCHESTRA_ALLOCATION; "
+        served += "ORCHESTRA_AWAITS_GRANT=1; export ORCHESTRA_AWAITS_GRANT; " if is_part else ""
     script = (
-        f"h={code_hash}; b=; d=${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra; f=$d/.agent-$h.$(uname -n).$$; "
+        f"{served}h={code_hash}; b=; d=${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra; f=$d/.agent-$h.$(uname -n).$$; "
         f"{(_LOOK + (_LIVING if living else _PATH)).format(marker=marker, wanted=wanted)}"
         f"if [ -f $d/agent-$h/entry.py ]; then echo {marker}have; exec $p -I -S $d/agent-$h/entry.py $h; fi; "
         # Nothing is brought for one that does not work.

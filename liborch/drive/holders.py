@@ -5,6 +5,9 @@ links must not start the agent: the allocation's own script does, in one step ov
 and begins it again should it end. The script carries the agent. Links wait until it answers.
 
 Only Slurm needs that: the others' ways into a node leave what is started there alone.
+
+And what holds one that has only a part of each node, entered by ssh: a process of it on every node, which an agent can look at to
+know the part (`liborch.agent.grants`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,13 @@ from liborch.specs import HostProfile
 _PATIENCE = 200
 #: Which file says that the agent answers; in sh, with the allocation's number in $j.
 _MARK = "m=${XDG_STATE_HOME:-$HOME/.local/state}/orchestra/held-$j-$(uname -n)"
+#: Options of sbatch, beside those for cores, by which an allocation has a part of each node.
+_PARTS = ("--gres", "--gpus", "-G", "--mem")
+#: Runs something once on every node of the allocation.
+_STEP = (
+    "srun --overlap --ntasks-per-node=1 --cpu-bind=none --mem=0 --kill-on-bad-exit=0 --quiet "
+    '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"'
+)
 #: Runs on each node. A pipe that never ends is the input of a relay, so that the agent always has somebody who asks.
 _KEEP = """
 umask 077
@@ -26,6 +36,7 @@ c=${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra
 a=$c/agent-{hash}
 f=$c/.agent-{hash}.$(uname -n).$$
 j=$SLURM_JOB_ID
+export ORCHESTRA_ALLOCATION="$j"
 {mark}
 mkdir -p "$c" "${{m%/*}}" && base64 -d >"$f" || exec sleep infinity
 command -v python3 >/dev/null 2>&1 || exec sleep infinity
@@ -42,6 +53,7 @@ over() {{
         # What it runs has sessions of its own, which not every system knows to be of the allocation.
         for k in $s; do kill -9 -- "-$k"; done
     done 2>/dev/null
+    rm -rf "${{m%/*}}/nodes/$(uname -n)@$j"
     exit 0
 }}
 trap over TERM
@@ -54,17 +66,26 @@ done
 """
 
 
+def grants_part(profile: HostProfile) -> bool:
+    """Whether allocations of this host may have parts of nodes, and its batch system says which to processes of theirs."""
+    if profile.batch_system != "slurm" or profile.allocation is None:
+        return False
+    from liborch.batch_systems.slurm_words import SHARES
+
+    return any(each.startswith((*SHARES, *_PARTS)) for each in profile.allocation.options)
+
+
 def holder_script(profile: HostProfile) -> str:
     """Lines of sh that hold an allocation of this host; "": nothing has to be done there."""
-    if profile.connect != "batch_system" or profile.batch_system != "slurm":
+    if profile.batch_system != "slurm":
         return ""
+    if profile.connect != "batch_system":
+        return f"{_STEP} sleep infinity\nexec sleep infinity" if grants_part(profile) else ""
     code_hash, program = packed()
     keep = _KEEP.format(hash=code_hash, mark=_MARK)
-    options = "--overlap --ntasks-per-node=1 --cpu-bind=none --mem=0 --kill-on-bad-exit=0 --quiet"
     return "\n".join(
         (
-            f'srun {options} --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" '
-            f"sh -c {shlex.quote(keep)} <<'orch-agent'",
+            f"{_STEP} sh -c {shlex.quote(keep)} <<'orch-agent'",
             base64.encodebytes(program).decode().rstrip(),
             "orch-agent",
             # Where no step could be started, or none is left.

@@ -111,13 +111,13 @@ class Links(Ground):
         policy = self.core.policy
         gone_by = allocation.until(policy.cut_margin_s)
         if gone_by < math.inf:
-            link.tell("depart", left=round(gone_by - self._clock(), 3), grace=policy.cut_grace_s)
+            link.tell("depart", left=round(gone_by - self.now(), 3), grace=policy.cut_grace_s)
 
     async def _wait_for_former(self, target: Target) -> None:
-        """A machine that came with another allocation before is left first: its agent speaks with us once."""
+        """A machine that came with another allocation before is left first, where both have one agent: it speaks with us once."""
         while target.machine and any(
             other is not target and other.machine == target.machine and other.profile.name == target.profile.name
-            and other.link is not None
+            and other.link is not None and (other.fallback or not other.allocation)
             for other in self.targets.values()
         ):  # fmt: skip
             await self.turned()

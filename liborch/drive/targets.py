@@ -10,7 +10,7 @@ from typing import Any
 from liborch.agent.pack import agent_hash
 from liborch.drive import bootstrap
 from liborch.drive.bootstrap import Pipe
-from liborch.drive.holders import awaiting
+from liborch.drive.holders import awaiting, grants_part
 from liborch.drive.link import AgentLink, FrameLink
 from liborch.errors import AgentError, OrchestraError, SpecError
 from liborch.quantities import shares_of
@@ -56,6 +56,8 @@ class Target:
     closed: bool = False
     #: What its host calls it, for people and executions; "": its name.
     machine: str = ""
+    #: The batch system's word for what granted it, which has an agent of its own there; "": the node's agent serves it.
+    allocation: str = ""
     #: Makes of a command line for its shell one for the shell of `ssh`, which is its frontend; None: `ssh` is the node.
     enter: Callable[[str], str] | None = None
     #: sh that goes before what starts its agent.
@@ -137,7 +139,10 @@ class Target:
 
     async def _open_agent(self, pool: Pool, *, living: bool = False) -> FrameLink:
         marker = bootstrap.new_marker()
-        line = bootstrap.command(marker, self.wanted, living=living)
+        line = bootstrap.command(
+            marker, self.wanted, living=living, allocation=self.allocation,
+            is_part=bool(self.allocation) and grants_part(self.profile),
+        )  # fmt: skip
         if self.enter is not None:
             line = self.enter(self.before_link + line)
         channel = await self._open_line(pool, line)
@@ -237,7 +242,12 @@ def granted(
         capacity["cpus"] = room[0]
         if room[1]:
             capacity["memory_bytes"] = room[1]
+    if room[2]:
+        capacity["gpus"] = room[2]
     target = Target(name, machine, profile, capacity, profile.slots, machine=machine)
+    if profile.batch_system != "procedures":
+        # The same in every word for it: "12;cluster" is 12 on its nodes.
+        target.allocation = allocation.partition(";")[0]
     if profile.connect == "batch_system":
         from liborch.batch_systems.names import named
 

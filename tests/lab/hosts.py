@@ -59,6 +59,9 @@ _SSHD = {
 
 _NVIDIA_SMI = """#!/bin/sh
 case "$*" in
+*--query-gpu=uuid*csv*noheader*)
+    echo GPU-aaaaaaaa-0000-0000-0000-000000000000
+    echo GPU-bbbbbbbb-1111-1111-1111-111111111111 ;;
 *index,uuid,memory.total*csv*noheader*)
     echo "0, GPU-aaaaaaaa-0000-0000-0000-000000000000, 81559 MiB"
     echo "1, GPU-bbbbbbbb-1111-1111-1111-111111111111, 81559 MiB" ;;

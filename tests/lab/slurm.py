@@ -134,7 +134,7 @@ class SlurmCluster:
         self.memory_mb = memory_mb
         self.gpus = gpus
         self._shared_home = shared_home
-        self._confined = confined
+        self.confined = confined
         self._accounting = accounting
         self._grace_s = grace_s
         self._settings = {
@@ -318,7 +318,7 @@ class SlurmCluster:
             grace_s=self._grace_s,
         )
         (folder / "etc" / "slurm.conf").write_text(text)
-        if self._confined:
+        if self.confined:
             (folder / "etc" / "cgroup.conf").write_text(_CGROUPS)
         if self._accounting:
             database = folder / "etc" / "slurmdbd.conf"
