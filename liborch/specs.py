@@ -17,6 +17,8 @@ MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 
 Leave = Literal["nothing", "code", "everything"]
 BatchSystem = Literal["none", "slurm", "oar", "pbs", "sge", "lsf", "procedures"]
+#: Those through which nodes can be entered that accept no ssh.
+ENTERED = ("slurm", "oar")
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -44,8 +44,8 @@ from liborch.core import events as ev
 from liborch.core.things import Allocation
 from liborch.drive.frontend_commands import run_on_frontend
 from liborch.drive.holders import holder_script
+from liborch.drive.quota import Quota
 from liborch.errors import HostUnreachable, OrchestraError, ProcedureError, SpecError
-from liborch.quantities import format_duration
 from liborch.specs import HostProfile
 from liborch.ssh import Pool
 
@@ -134,6 +134,9 @@ class Frontend:
         self._tell = tell
         self._clock = clock
         self._kept: dict[str, _Kept] = {}
+        self._quota = Quota(system.name)
+        #: Why it said no last.
+        self._refusal = ""
         self._wake = asyncio.Event()
         self._pause_s = SOON_S
         self._silent = 0
@@ -234,6 +237,8 @@ class Frontend:
             if kept.is_releasing:
                 self._over(kept, "cancelled", "before it was asked for")
                 continue
+            if not await self._has_room(kept.request):
+                continue
             try:
                 command = self.system.submit(replace(kept.request, patience_s=PATIENCE_S * self.patience))
             except (SpecError, ValueError) as error:
@@ -262,12 +267,16 @@ class Frontend:
         del self._kept[kept.name]
         if not rejected.is_retriable:
             self.error = error or SpecError(f"{self.profile.name}: {rejected.why}")
-        self._tell("refused", host=self.profile.name, why=rejected.why, again=rejected.is_retriable)
+        if rejected.why != self._refusal:
+            # It is asked for again, and refused again, for as long as it takes: said once.
+            self._tell("refused", host=self.profile.name, why=rejected.why, again=rejected.is_retriable)
+        self._refusal = rejected.why
         self._post(ev.AllocationRefused(kept.name, rejected.why, rejected.is_retriable))
 
     def _found(self, kept: _Kept, id: str) -> None:
         kept.id = id
         kept.unclear_since = None
+        self._refusal = ""
         kept.told = "queued"
         self._pause_s = SOON_S
         self._tell(
@@ -429,27 +438,25 @@ class Frontend:
         for kept in list(self._kept.values()):
             if kept.hopeless and not kept.is_releasing:
                 kept.is_releasing = True
-                kept.hopeless += await self._limit_of(kept.request)
+                await self._learn_limits(kept.request)
+                kept.hopeless += self._quota.exceeded_by(kept.request)
 
-    async def _limit_of(self, request: Request) -> str:
-        """What the batch system tells of a limit that a request is over; "": nothing."""
-        command = self.system.limits(request.options)
-        limits = self.system.parse_limits(await self._run_patiently(command))
-        found = []
-        longest = limits.most_walltime_s
-        if longest is not None and request.walltime_s is not None and request.walltime_s > longest:
-            source = limits.sources.get("most_walltime_s", self.system.name)
-            found.append(
-                f"{source} is {format_duration(longest)}, asked for are {format_duration(request.walltime_s)}: "
-                "say less in the profile's `allocation: {walltime: ...}`"
-            )
-        if limits.most_nodes is not None and request.nodes > limits.most_nodes:
-            source = limits.sources.get("most_nodes", self.system.name)
-            found.append(
-                f"{source} is {limits.most_nodes}, asked for are {request.nodes}: "
-                "say less in the profile's `allocation: {nodes: ...}`"
-            )
-        return "".join(f"; {each}" for each in found)
+    async def _learn_limits(self, request: Request) -> None:
+        if self._quota.limits is None:
+            answer = await self._run_patiently(self.system.limits(request.options))
+            self._quota.limits = self.system.parse_limits(answer)
+
+    async def _has_room(self, request: Request) -> bool:
+        """Whether another one may be in the queue; people are told, once, when none may."""
+        queued = sum(1 for each in self._kept.values() if each.id or each.unclear_since is not None)
+        if not queued:
+            return True
+        await self._learn_limits(request)
+        if self._quota.has_room_beside(queued):
+            return True
+        if why := self._quota.news():
+            self._tell("frontend", why=f"{self.profile.name}: {why}")
+        return False
 
     async def _end_twins(self, answer: dict[str, Sight]) -> None:
         """End what is ours by its token and nobody knows: it was submitted twice, or is over for the core."""

@@ -30,7 +30,15 @@ from liborch.profiles.fields import (
 from liborch.profiles.names import LOCAL
 from liborch.profiles.nodes import Scalar, parse_documents, read_documents, shown
 from liborch.profiles.targets import parse_target
-from liborch.specs import AllocationSpec, BatchSystem, HostProfile, NodeSpec, Procedures, SlotSpec
+from liborch.specs import (
+    ENTERED,
+    AllocationSpec,
+    BatchSystem,
+    HostProfile,
+    NodeSpec,
+    Procedures,
+    SlotSpec,
+)
 
 
 def load_file(path: str | Path) -> list[HostProfile]:
@@ -297,6 +305,11 @@ def _read_ours(place: Place, default: str | None) -> HostProfile:
     if system == "none" and values.get("connect") == "batch_system":
         at("connect").fail(
             "there is no batch system to connect through", "`batch_system: slurm` (or another) beside it"
+        )
+    if system not in ENTERED and values.get("connect") == "batch_system":
+        at("connect").fail(
+            f"nodes of {system} cannot be entered through it: its programs for that work from inside an allocation only",
+            "`connect: ssh`, or nothing",
         )
     if system != "none" and "nodes" in values:
         at("nodes").fail(

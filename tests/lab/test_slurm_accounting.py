@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from liborch.batch_systems.base import Accepted, Rejected, Request
 from liborch.batch_systems.slurm import Slurm
+from tests.cli.person import Person
 from tests.lab.hosts import Lab
 from tests.lab.machine import wait_until
 from tests.lab.slurm import SlurmCluster
+from tests.lab.test_allocations import PROFILE, queue, write_profile
+from tests.lab.test_promises_clusters import running
 from tests.lab.test_slurm import await_state, look, submit, token
 
 pytestmark = pytest.mark.lab
@@ -62,6 +66,40 @@ def test_one_more_than_may_be_submitted_is_refused_until_another_has_ended(empty
     assert refused.is_retriable
     assert SLURM.parse_cancel(empty.ask(SLURM.cancel(ids[:1]), login="bob")) is None
     wait_until("room for another", lambda: isinstance(once_more(), Accepted))
+
+
+def test_a_batch_never_has_more_in_the_queue_than_may_be_and_says_so_once(
+    empty: SlurmCluster, tmp_path: Path
+) -> None:
+    person = Person(tmp_path, empty.lab.ssh_config)
+    write_profile(
+        person, PROFILE.replace("nodes: 3", "nodes: 1").replace("most: 2}", "most: 4, options: [--qos=busy]}")
+    )
+    try:
+        done = person.run("batch", "big", "sleep", "-x", "4", "--cpus", "4", "--", "1", timeout_s=60)
+        assert done.returncode == 0, done.stderr.decode()
+        told = done.stderr.decode()
+        assert told.count("QOS busy: MaxSubmitJobsPerUser lets 2 be in the queue") == 1
+        assert "no allocation now" not in told
+    finally:
+        person.close()
+
+
+def test_a_refusal_for_a_limit_is_told_once_and_waited_out(empty: SlurmCluster, tmp_path: Path) -> None:
+    others = [submit(empty, "--qos=busy", "--hold") for _ in range(2)]
+    person = Person(tmp_path, empty.lab.ssh_config)
+    write_profile(person, PROFILE.replace("most: 2}", "most: 1, options: [--qos=busy]}"))
+    try:
+        counting = 'echo >>/tmp/asked; exec /usr/bin/sbatch "$@"'
+        asked = empty.frontend.path("/tmp/asked")
+        with empty.fake("sbatch", counting), running(person, "exec", "big", "true") as command:
+            wait_until("asked for again", lambda: asked.exists() and len(asked.read_text()) >= 3)
+            assert SLURM.parse_cancel(empty.ask(SLURM.cancel(others))) is None
+            said = command.communicate(timeout=60)[1]
+        assert command.returncode == 0, said.decode()
+        assert said.count(b"no allocation now") == 1
+    finally:
+        person.close()
 
 
 def test_a_limit_on_active_ones_is_waited_for_and_one_on_walltime_is_not(empty: SlurmCluster) -> None:
@@ -118,3 +156,26 @@ def test_the_accounting_remembers_how_one_ended_that_slurm_has_forgotten(empty: 
         taken: ("cancelled", "CANCELLED by 0"),
     }
     assert look(empty) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--account=nosuch", "Invalid account or account/partition combination specified"),
+        ("--qos=busy", "QOSMaxWallDurationPerJobLimit; QOS busy: MaxWall is 2h, asked for are 3h"),
+    ],
+)
+def test_what_an_account_may_not_have_ends_the_command_with_the_reason(
+    empty: SlurmCluster, tmp_path: Path, options: str, said: str
+) -> None:
+    person = Person(tmp_path, empty.lab.ssh_config)
+    try:
+        write_profile(
+            person, PROFILE.replace("walltime: 2m, most: 2}", f"walltime: 3h, options: [{options}]}}")
+        )
+        done = person.run("exec", "big", "/bin/true", timeout_s=40)
+    finally:
+        person.close()
+    assert done.returncode in (2, 255)
+    assert said in done.stderr.decode()
+    assert queue(empty) == []

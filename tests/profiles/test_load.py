@@ -174,6 +174,7 @@ def test_every_key_of_our_form_is_read_and_its_type_is_checked(key):
         ("{count: 2}", SlotSpec(count=2)),
         ("{cpus: 2, memory: 4G}", SlotSpec(cpus=2, memory_bytes=4 << 30)),
         ("{gpus: 0}", SlotSpec(gpus=0)),
+        ("{gpus: 0.5}", SlotSpec(gpus=0.5)),
     ],
 )
 def test_slots_are_a_number_auto_or_what_each_holds(text, slots):
@@ -270,6 +271,13 @@ def test_a_number_is_written_in_digits(word):
         ("ssh: x\nconnect: batch_system", 2, "connect", "no batch system"),
         ("ssh: x\nbatch_system: slrum", 2, "batch_system", "did you mean slurm?"),
         ("ssh: x\nbatch_system: slurm\nnodes: [a]", 3, "nodes", "come from its batch system"),
+        (
+            "ssh: x\nbatch_system: pbs\nconnect: batch_system",
+            3,
+            "connect",
+            "nodes of pbs cannot be entered through it",
+        ),
+        ("ssh: x\nbatch_system: slurm\nslots: {gpus: 1.5}", 3, "slots.gpus", "a share of one GPU"),
         ("ssh: x\nbatch_system: procedures", 2, "batch_system", "procedures are missing"),
         (
             "ssh: x\nprocedures: {start_allocation: a, get_node_handles: b}",
