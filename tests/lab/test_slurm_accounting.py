@@ -5,20 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from pathlib import Path
 
 import pytest
 
 from liborch.batch_systems.base import Accepted, Rejected, Request
 from liborch.batch_systems.slurm import Slurm
 from tests.cli.person import Person
-from tests.cli.person import Person
 from tests.lab.hosts import Lab
 from tests.lab.machine import wait_until
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import PROFILE, queue, write_profile
 from tests.lab.test_promises_clusters import running
-from tests.lab.test_allocations import PROFILE, queue, write_profile
 from tests.lab.test_slurm import await_state, look, submit, token
 
 pytestmark = pytest.mark.lab
@@ -159,29 +156,6 @@ def test_the_accounting_remembers_how_one_ended_that_slurm_has_forgotten(empty: 
         taken: ("cancelled", "CANCELLED by 0"),
     }
     assert look(empty) == {}
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("--account=nosuch", "Invalid account or account/partition combination specified"),
-        ("--qos=busy", "QOSMaxWallDurationPerJobLimit; QOS busy: MaxWall is 2h, asked for are 3h"),
-    ],
-)
-def test_what_an_account_may_not_have_ends_the_command_with_the_reason(
-    empty: SlurmCluster, tmp_path: Path, options: str, said: str
-) -> None:
-    person = Person(tmp_path, empty.lab.ssh_config)
-    try:
-        write_profile(
-            person, PROFILE.replace("walltime: 2m, most: 2}", f"walltime: 3h, options: [{options}]}}")
-        )
-        done = person.run("exec", "big", "/bin/true", timeout_s=40)
-    finally:
-        person.close()
-    assert done.returncode in (2, 255)
-    assert said in done.stderr.decode()
-    assert queue(empty) == []
 
 
 @pytest.mark.parametrize(
