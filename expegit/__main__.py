@@ -1,4 +1,4 @@
-"""`expegit` on the command line. It has no commands yet; `--help` and `--version` answer."""
+"""`expegit` on the command line: every command is imported when it is called."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import sys
 
 from liborch.command_line import run
 
+#: {command: (module, one line of help)}; the module has a click command called `command`.
+COMMANDS = {
+    "init": ("expegit.commands.init", "Make a campaign."),
+    "clone": ("expegit.commands.clone", "Bring a campaign from elsewhere."),
+    "status": ("expegit.commands.status", "Say what is in a campaign, and what is not yet pushed."),
+    "sync": ("expegit.commands.sync", "Pull and push until both sides hold everything."),
+    "pull": ("expegit.commands.pull", "Take over what others recorded."),
+    "push": ("expegit.commands.push", "Give others what is recorded here."),
+    "exec": ("expegit.commands.exec", "List, show, tag and remove executions."),
+    "import": ("expegit.commands.import_", "Record what a batch left."),
+}
+
 
 def main() -> None:
     """Run the command line; exits with its status."""
-    sys.exit(
-        run("expegit", "Keep a campaign of experiments in git. Its commands come with a later version.", {})
-    )
+    sys.exit(run("expegit", "Keep a campaign of experiments in git.", COMMANDS))
 
 
 if __name__ == "__main__":

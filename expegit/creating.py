@@ -102,7 +102,7 @@ def clone(address: str, folder: Path, branch: str = "") -> Campaign:
     """Bring a campaign from elsewhere.
 
     Args:
-        branch: The campaign's branch; "": the one that is checked out there, or `campaign`, whichever is a campaign's.
+        branch: The campaign's branch; "": the one that is checked out there, or the only one that is a campaign's.
 
     Raises:
         CampaignError: What is there is no campaign, or the folder is in use. Nothing is left then.
@@ -117,18 +117,32 @@ def clone(address: str, folder: Path, branch: str = "") -> Campaign:
             "clone", "--quiet", "--no-checkout", "--no-tags", *words, "--", address, str(folder)
         )
         git = Git(folder)
-        if not branch and not _is_campaign(git, "HEAD") and _is_campaign(git, "origin/campaign"):
-            git.run("symbolic-ref", "HEAD", "refs/heads/campaign")
-            git.run("update-ref", "refs/heads/campaign", "refs/remotes/origin/campaign")
-            git.run("branch", "--quiet", "--set-upstream-to=origin/campaign", "campaign")
+        found = branch or _campaign_among(git, address)
+        git.run("symbolic-ref", "HEAD", f"refs/heads/{found}")
+        git.run("update-ref", f"refs/heads/{found}", f"refs/remotes/origin/{found}")
+        git.run("branch", "--quiet", f"--set-upstream-to=origin/{found}", found)
         if not _is_campaign(git, "HEAD"):
-            raise CampaignError(address, f"is no campaign: there is no {SETTINGS}")
+            raise CampaignError(address, f"has no campaign on its branch {found}: there is no {SETTINGS}")
         git.run("sparse-checkout", "set", "--cone", "--sparse-index")
         git.run("read-tree", "-m", "-u", "HEAD")
         return Campaign(folder)
     except BaseException:
         _remove(folder, keep=there)
         raise
+
+
+def _campaign_among(git: Git, address: str) -> str:
+    """The branch of a clone that is a campaign's: the one checked out there, or the only one. Raises CampaignError."""
+    prefix = "refs/remotes/origin/"
+    listed = git.text("for-each-ref", "--format=%(refname)", prefix).splitlines()
+    names = [name.removeprefix(prefix) for name in listed if name != f"{prefix}HEAD"]
+    first = git.run("symbolic-ref", "--quiet", f"{prefix}HEAD", fine=(0, 1)).text.removeprefix(prefix)
+    found = [name for name in names if _is_campaign(git, f"{prefix}{name}")]
+    if first in found or len(found) == 1:
+        return first if first in found else found[0]
+    if found:
+        raise CampaignError(address, f"holds several campaigns, {', '.join(found)}: --branch says which")
+    raise CampaignError(address, f"is no campaign: there is no {SETTINGS} on any of its branches")
 
 
 def _is_campaign(git: Git, commit: str) -> bool:

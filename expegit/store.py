@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,16 @@ from expegit.layout import EXECUTIONS, EXPERIMENT, RECORD, SETTINGS, Settings, f
 from expegit.records import Record, read_record
 from liborch.errors import CampaignError, GitError, StorageError
 
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link to record."""
+
+    target: str
+
+
 #: (path in the tree, content; None removes it).
-Change = tuple[str, bytes | Path | None]
+Change = tuple[str, bytes | Path | Link | None]
 #: Beside the references: held while one is moved, and the commit that the working tree shows.
 _LOCK, _SHOWN = "orchestra.lock", "orchestra-shown"
 #: How often a reference is tried again that somebody else moved meanwhile.
@@ -106,6 +115,31 @@ class Campaign:
         """The experiment's commit; "": there is none."""
         entry = self._entry(EXPERIMENT)
         return str(entry.id) if entry is not None else ""
+
+    def files(self, folder: str) -> list[tuple[str, int]]:
+        """(path below a folder of the tree, size in bytes) of every file there, sorted."""
+        found: list[tuple[str, int]] = []
+
+        def walk(tree: pygit2.Tree, prefix: str) -> None:
+            for entry in tree:
+                if isinstance(entry, pygit2.Tree):
+                    walk(entry, f"{prefix}{entry.name}/")
+                elif isinstance(entry, pygit2.Blob):
+                    found.append((f"{prefix}{entry.name}", entry.size))
+
+        top = self._entry(folder)
+        if isinstance(top, pygit2.Tree):
+            walk(top, "")
+        return sorted(found)
+
+    def ahead(self) -> int | None:
+        """How many commits its remote has not got, as far as known here; None: it has none, or nothing was pushed yet."""
+        branch = self.reference.removeprefix("refs/heads/")
+        for name in self.git.text("remote").split():
+            there = f"refs/remotes/{name}/{branch}"
+            if self.git.answers("show-ref", "--verify", "--quiet", there):
+                return int(self.git.text("rev-list", "--count", str(self.head), f"^{there}"))
+        return None
 
     def ids(self) -> list[str]:
         """Every execution, by id."""
@@ -194,7 +228,9 @@ class Campaign:
                 lines.append(b"D %b\n" % name)
                 continue
             mode = b"100644"
-            if isinstance(content, Path):
+            if isinstance(content, Link):
+                mode, content = b"120000", os.fsencode(content.target)
+            elif isinstance(content, Path):
                 try:
                     mode = b"100755" if os.access(content, os.X_OK) else mode
                     content = content.read_bytes()

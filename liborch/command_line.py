@@ -1,6 +1,6 @@
 """What the command lines share: commands imported when they are called, and the border where errors become messages.
 
-Not for embedding; it lives here because `runaway`, `expegit` and `parasearch` may not import one another.
+Not for embedding; it lives here because `runaway` knows nothing of `expegit` and `parasearch`.
 """
 
 from __future__ import annotations

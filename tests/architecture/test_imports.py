@@ -59,7 +59,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "liborch.plain_text": (),
     # Commands parse, call and print: they reach the world through the driver, and read the journal for `ps`.
     "runaway": (*COMMANDS_USE, "liborch.core"),
-    "expegit": COMMANDS_USE,
+    # A campaign runs batches, and records what they left.
+    "expegit": (*COMMANDS_USE, "runaway"),
     "parasearch": COMMANDS_USE,
     "orchestra": ("liborch", *BASE, "liborch.drive", "liborch.journal", "runaway", "expegit", "parasearch"),
 }

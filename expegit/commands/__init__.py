@@ -1,0 +1,1 @@
+"""The commands, a module each: they parse, call and print."""
