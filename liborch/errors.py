@@ -346,7 +346,9 @@ class GitError(WorldError):
 
     exit_status = 1
 
-    def __init__(self, command: str, where: str, said: str, status: int = 0, *, retriable: bool = False) -> None:
+    def __init__(
+        self, command: str, where: str, said: str, status: int = 0, *, retriable: bool = False
+    ) -> None:
         self.command = command
         self.where = where
         self.said = said
