@@ -14,6 +14,7 @@ COMMANDS = {
     "sync": ("expegit.commands.sync", "Pull and push until both sides hold everything."),
     "pull": ("expegit.commands.pull", "Take over what others recorded."),
     "push": ("expegit.commands.push", "Give others what is recorded here."),
+    "run": ("expegit.commands.run", "Run the experiment, and record its executions as they end."),
     "exec": ("expegit.commands.exec", "List, show, tag and remove executions."),
     "import": ("expegit.commands.import_", "Record what a batch left."),
 }

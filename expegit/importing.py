@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ from runaway.batches.summary import details_of_row
 from runaway.records import FINAL, Records, result_of_row
 from runaway.secrets import hide_values
 
+#: The variable in which an execution of a campaign finds its code's commit.
+COMMIT = "EXPEGIT_COMMIT"
 #: Executions that are recorded together at most.
 GROUP = 1000
 #: What a batch leaves beside results, and what goes elsewhere in the campaign.
@@ -70,6 +73,8 @@ def import_batch(
         changes = [change for row in group for change in importing.changes(row, done)]
         campaign.commit(changes, _message(batch, group))
         done.recorded.extend(row.id for row in group)
+        for row in group:
+            shutil.rmtree(campaign.outputs / row.id, ignore_errors=True)
         group.clear()
 
     for row in records.journal.each_result(batch.id, replaced=True):
@@ -123,9 +128,7 @@ class _Importing:
         record = Record(
             id=row.id,
             state=row.state,
-            code=msgspec.structs.replace(
-                self._code, script=self._code.script or (spec.argv[0] if spec.argv else "")
-            ),
+            code=self._code_of(spec),
             arguments=tuple(spec.argv[1:]),
             parameters=dict(hide_values(spec.parameters)),
             resources=_asked(spec),
@@ -144,6 +147,16 @@ class _Importing:
             left=tuple(left),
         )
         yield f"{inside}/{RECORD}", write_record(record)
+
+    def _code_of(self, spec: Any) -> Code:
+        commit = spec.env.get(COMMIT, "")
+        script = str(spec.argv[0]) if spec.argv else ""
+        if commit:
+            # It came from a folder of that name, which is nobody's business.
+            script = script.rpartition(f"/{commit}/")[2]
+        return msgspec.structs.replace(
+            self._code, commit=self._code.commit or commit, script=self._code.script or script
+        )
 
     def _results(
         self, folder: Path, host: str, left: list[Left], done: Imported

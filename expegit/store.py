@@ -81,6 +81,11 @@ class Campaign:
             str(start), "is in no campaign; name one with -C, or make one with `expegit init`"
         )
 
+    @property
+    def outputs(self) -> Path:
+        """Where executions leave their results until they are recorded; nothing else is there."""
+        return Path(self.repository.path) / "orchestra-outputs"
+
     # ------------------------------------------------------------------ reading
 
     @property

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,11 @@ class Rest:
 
 
 async def resume_batch(
-    prepared: Prepared, messages: Messages, folders: Places, background: Background | None = None
+    prepared: Prepared,
+    messages: Messages,
+    folders: Places,
+    background: Background | None = None,
+    began: Callable[[str], object] = lambda _batch: None,
 ) -> int:
     """Go on with the batch that the options mean; returns the exit status.
 
@@ -90,6 +94,7 @@ async def resume_batch(
         snapshots=snapshots,
         **batch.options_for_driver(),
     ) as driver:
+        began(row.id)
         known = await driver.ask_journal(lambda journal: journal.identities(row.id))
         text = await driver.ask_journal(lambda journal: journal.common(row.id))
         shared = json.loads(text or "{}")

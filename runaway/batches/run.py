@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -303,11 +303,16 @@ def _check_nodes(options: BatchOptions, profiles: list[HostProfile]) -> None:
         )
 
 
-async def run_batch(options: BatchOptions, background: Background | None = None) -> int:
+async def run_batch(
+    options: BatchOptions,
+    background: Background | None = None,
+    began: Callable[[str], object] = lambda _batch: None,
+) -> int:
     """Do what `runaway batch` says; returns the exit status. Raises OrchestraError.
 
     Args:
         background: Go there when it is on its way.
+        began: Told the batch's id once it is on record.
     """
     environment = dict(os.environ)
     messages = Messages(environment, quiet=options.silent, verbose=options.verbose)
@@ -319,8 +324,8 @@ async def run_batch(options: BatchOptions, background: Background | None = None)
     if options.resume:
         from runaway.batches.resume import resume_batch
 
-        return await resume_batch(prepared, messages, folders, background)
-    return await begin_batch(prepared, messages, folders, background)
+        return await resume_batch(prepared, messages, folders, background, began)
+    return await begin_batch(prepared, messages, folders, background, began)
 
 
 async def _borrow(options: BatchOptions, folders: Places) -> HostProfile | None:
@@ -360,7 +365,11 @@ def batch_of(
 
 
 async def begin_batch(
-    prepared: Prepared, messages: Messages, folders: Places, background: Background | None = None
+    prepared: Prepared,
+    messages: Messages,
+    folders: Places,
+    background: Background | None = None,
+    began: Callable[[str], object] = lambda _batch: None,
 ) -> int:
     """Begin a new batch, and see it through. Raises OrchestraError."""
     options = prepared.options
@@ -399,6 +408,7 @@ async def begin_batch(
         variables=prepared.own,
         **batch.options_for_driver(),
     ) as driver:
+        began(batch_id)
         for profile in prepared.profiles:
             driver.add_host(profile)
         driver.connect()

@@ -154,7 +154,7 @@ def command(retry_on: str, simulate: bool, **options: Any) -> int:
     TEMPLATE: {a;b}+{c;d} makes ac, ad, bc, bd. Each execution's results, exit code, stdout and stderr go into a folder of its
     own. The same command with --resume goes on where an interrupted one stopped.
     """
-    reasons = _reasons(retry_on)
+    reasons = reasons_of(retry_on)
     told = {name: options.pop(name) for name in SIMULATION}
     if simulate:
         from runaway.batches.options import BatchOptions
@@ -177,7 +177,8 @@ def command(retry_on: str, simulate: bool, **options: Any) -> int:
 _AGAIN = ("lost", "oom", "signal", "walltime", "exit", "node", "staging", "allocation")
 
 
-def _reasons(text: str) -> tuple[str, ...]:
+def reasons_of(text: str) -> tuple[str, ...]:
+    """What --retry-on says. Raises UsageError."""
     from liborch.names import nearest
 
     reasons = tuple(part.strip() for part in text.split(",") if part.strip())

@@ -134,3 +134,45 @@ def test_two_commands_make_a_campaign_beside_an_experiment(person: Campaigner, e
     assert "0 executions" in person.expegit("status", cwd=experiment.parent / "experiment-campaign")
     person.expegit("init", cwd=experiment, status=2)
     assert "experiment at" in person.expegit("init", str(experiment), "mine")
+
+
+def test_three_commands_from_an_experiment_to_its_first_recorded_execution(
+    person: Campaigner, experiment: Path
+) -> None:
+    commit = git(experiment, "rev-parse", "HEAD")
+    person.expegit("init", "--branch", cwd=experiment)
+    campaign = experiment.parent / "experiment-campaign"
+    (experiment / "run").write_text("#!/bin/sh\necho edited since\n")
+    said = person.expegit("run", "local", "--", "--lr {0.1;0.2}", cwd=campaign)
+    assert "2 executions recorded" in said
+    rows = [json.loads(line) for line in person.expegit("exec", "list", "--json", cwd=campaign).splitlines()]
+    assert sorted(row["arguments"][1] for row in rows) == ["0.1", "0.2"]
+    for row in rows:
+        assert (row["state"], row["code"]) == ("succeeded", {"commit": commit, "script": "run"})
+        folder = f"HEAD:executions/{row['id'][:2]}/{row['id']}"
+        assert git(campaign, "show", f"{folder}/stdout") == f"ran --lr {row['arguments'][1]}"
+    assert (
+        list((Path(git(campaign, "rev-parse", "--absolute-git-dir")) / "orchestra-outputs").iterdir()) == []
+    )
+    assert git(campaign, "status", "--porcelain") == ""
+    # The same again, of an older commit, and what is not there.
+    first = git(experiment, "rev-parse", "HEAD~1")
+    person.expegit("run", "local", "--commit", first[:10], "--", "x", cwd=campaign)
+    last = json.loads(person.expegit("exec", "list", "--json", cwd=campaign).splitlines()[-1])
+    assert last["code"]["commit"] == first
+    assert "no commit 'mian'; did you mean main?" in person.expegit(
+        "run", "local", "--commit", "mian", cwd=campaign, status=2
+    )
+    assert "no script 'train.py'" in person.expegit(
+        "run", "local", "--script", "train.py", cwd=campaign, status=2
+    )
+
+
+def test_a_campaign_of_its_own_runs_the_pinned_commit_also_for_who_cloned_it(
+    person: Campaigner, experiment: Path
+) -> None:
+    person.expegit("init", str(experiment), "mine")
+    person.expegit("clone", str(person.folder / "mine"), "other")
+    other = person.folder / "other"
+    person.expegit("run", "local", "--", "a", cwd=other)
+    assert person.said("status", cwd=other)["executions"] == {"succeeded": 1}
