@@ -4,8 +4,8 @@ A process of the allocation knows: it is bound to the cores, and its environment
 where the batch system started it, else one that holds the allocation, which a login of the same person may look at. What no
 process says is not known: then the counts that the client was told hold.
 
-An allocation's agent has a state folder of its own, so that two on one node have nothing in common. Those of allocations that
-are over are removed here.
+An allocation's agent has a state folder of its own, so that two on one node have nothing in common. It is removed when the agent
+ends by itself; those of agents that were killed, by a later one.
 """
 
 import fcntl
@@ -14,8 +14,9 @@ import shutil
 import time
 
 try:
-    from . import node, processes
+    from . import doors, node, processes
 except ImportError:
+    import doors
     import node
     import processes
 
@@ -62,11 +63,14 @@ def enter(folder):
 
 
 def look(allocation, wait):
-    """Return the Grant of an allocation. `wait`: there is a process of it, or will be at once."""
+    """Return the Grant of an allocation. `wait`: it has a part of the node, and a process that knows which, now or at once."""
     until = time.monotonic() + (_PATIENCE_S if wait else 0.0)
     while allocation:
         found = _look(allocation)
         if found is not None:
+            if wait and found.gpus is None:
+                # Whoever has a part of a node is told which GPUs it has; who is told nothing has none.
+                found.gpus = []
             return found
         if time.monotonic() > until:
             break
@@ -101,6 +105,14 @@ def _look(allocation):
 def _same(told, allocation):
     """Whether these are one allocation: "12" and "12.server" are."""
     return bool(told) and told.split(".")[0] == allocation.split(".")[0]
+
+
+def leave(folder, lock, is_awaited):
+    """End as the keeper of `folder`. That of an allocation is removed, unless somebody has still to hear of ends there."""
+    is_ours = doors.still_ours(folder, "keeper", lock)
+    doors.leave(folder, "keeper", lock)
+    if node.allocation() and is_ours and not is_awaited:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(folder, now=None):

@@ -597,4 +597,4 @@ def serve(folder, ready):
         return
     ready("ok")
     keeper.run(listener)
-    doors.leave(folder, "keeper", lock)
+    grants.leave(folder, lock, any(owner.ended for owner in keeper.ledger.owners.values()))

@@ -22,8 +22,8 @@ from liborch.specs import HostProfile
 _PATIENCE = 200
 #: Which file says that the agent answers; in sh, with the allocation's number in $j.
 _MARK = "m=${XDG_STATE_HOME:-$HOME/.local/state}/orchestra/held-$j-$(uname -n)"
-#: Options of sbatch, beside those for cores, by which an allocation has a part of each node.
-_PARTS = ("--gres", "--gpus", "-G", "--mem")
+#: Options of sbatch that say how many GPUs of each node an allocation has, even where it has all of the cores.
+_GPUS = ("--gres", "--gpus", "-G")
 #: Runs something once on every node of the allocation.
 _STEP = (
     "srun --overlap --ntasks-per-node=1 --cpu-bind=none --mem=0 --kill-on-bad-exit=0 --quiet "
@@ -36,7 +36,7 @@ c=${{XDG_CACHE_HOME:-$HOME/.cache}}/orchestra
 a=$c/agent-{hash}
 f=$c/.agent-{hash}.$(uname -n).$$
 j=$SLURM_JOB_ID
-export ORCHESTRA_ALLOCATION="$j"
+export ORCHESTRA_ALLOCATION="$j" {part}
 {mark}
 mkdir -p "$c" "${{m%/*}}" && base64 -d >"$f" || exec sleep infinity
 command -v python3 >/dev/null 2>&1 || exec sleep infinity
@@ -72,7 +72,9 @@ def grants_part(profile: HostProfile) -> bool:
         return False
     from liborch.batch_systems.slurm_words import SHARES
 
-    return any(each.startswith((*SHARES, *_PARTS)) for each in profile.allocation.options)
+    options = profile.allocation.options
+    is_whole = "--exclusive" in options
+    return any(each.startswith(_GPUS) or (not is_whole and each.startswith(SHARES)) for each in options)
 
 
 def holder_script(profile: HostProfile) -> str:
@@ -82,7 +84,8 @@ def holder_script(profile: HostProfile) -> str:
     if profile.connect != "batch_system":
         return f"{_STEP} sleep infinity\nexec sleep infinity" if grants_part(profile) else ""
     code_hash, program = packed()
-    keep = _KEEP.format(hash=code_hash, mark=_MARK)
+    part = "ORCHESTRA_AWAITS_GRANT=1" if grants_part(profile) else ""
+    keep = _KEEP.format(hash=code_hash, mark=_MARK, part=part)
     return "\n".join(
         (
             f"{_STEP} sh -c {shlex.quote(keep)} <<'orch-agent'",

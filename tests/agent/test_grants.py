@@ -17,7 +17,7 @@ from liborch.agent import enforce as _enforce
 from liborch.agent import grants as _grants
 from liborch.agent import node as _node
 from liborch.agent import slots as _slots
-from tests.agent.harness import Node
+from tests.agent.harness import Node, until
 
 grants: Any = _grants
 enforce: Any = _enforce
@@ -84,6 +84,12 @@ def test_a_process_of_the_allocation_knows_cores_and_gpus(
         assert grants.look(allocation[:4], False).cores is None
 
 
+def test_who_has_a_part_of_a_node_and_is_told_of_no_gpu_has_none() -> None:
+    with holder(SLURM_JOB_ID="70008"):
+        assert grants.look("70008", True).of(FOUR) == []
+        assert grants.look("70008", False).of(FOUR) == FOUR
+
+
 def test_what_an_execution_was_given_is_not_taken_for_all_there_is() -> None:
     with (
         holder(SLURM_JOB_ID="70005", CUDA_VISIBLE_DEVICES="0,1,2"),
@@ -112,6 +118,24 @@ def test_two_allocations_on_a_node_have_agents_of_their_own(tmp_path: Path) -> N
     finally:
         first.stop()
         second.stop()
+
+
+def test_an_allocations_agent_leaves_nothing_that_nobody_waits_for(tmp_path: Path) -> None:
+    node = Node(tmp_path, ORCHESTRA_AGENT_STATE="", ORCHESTRA_ALLOCATION="73")
+    node.state = node.home / ".local/state/orchestra/nodes" / f"{node_facts.name()}@73"
+    try:
+        client = node.client(cpus=1)
+        client.run("echo ran")
+        assert client.ask("retire", "retiring")["yes"]
+        until("the keeper's end", lambda: not node.pid("keeper"))
+        assert node.state.exists(), "its client has not said that it knows"
+        again = node.client(client.owner)
+        again.ack(again.attached["last"])
+        again.settle()
+        assert again.ask("retire", "retiring")["yes"]
+        until("nothing is left", lambda: not node.state.exists())
+    finally:
+        node.stop()
 
 
 def test_cores_of_which_nobody_knows_whose_they_are_are_not_bound_to() -> None:
