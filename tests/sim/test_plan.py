@@ -94,6 +94,15 @@ def test_an_execution_on_several_nodes_needs_them_at_the_same_time() -> None:
     assert (outcome.succeeded, outcome.makespan_s) == (4, 40.0)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "makespan_s"), [(1, 40.0), (0.6, 40.0), (0.5, 20.0), (0.33, 20.0), (0.25, 10.0)]
+)
+def test_shares_of_gpus_run_beside_each_other_as_far_as_they_fit(gpus: float, makespan_s: float) -> None:
+    model = Model("box", {"box": Room(64, gpus=2)})
+    outcome = simulate(model, Work(8, Times(10.0), gpus=gpus), costs=FREE)
+    assert (outcome.succeeded, outcome.makespan_s) == (8, makespan_s)
+
+
 def test_a_seed_is_a_whole_outcome() -> None:
     def figures(seed: int) -> tuple[Outcome, ...]:
         model = cluster(wait="10s±10s")
