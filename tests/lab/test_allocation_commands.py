@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.person import Person, wait_until
 from tests.lab.slurm import SlurmCluster
-from tests.lab.test_allocations import queue, visiting
+from tests.lab.test_allocations import queue, until_go, visiting
 from tests.lab.test_promises_clusters import running
 
 pytestmark = pytest.mark.lab
@@ -40,11 +40,13 @@ def test_nodes_that_are_held_serve_several_commands_until_they_are_released(
     done = person.run("exec", "big", "--alloc", "last", "uname", "--", "-n")
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().strip() in held["nodes"]
-    with person.start("batch", "big", "/bin/sleep", "--alloc", held["id"], "-x", "4", "--", "2") as batch:
+    with until_go(slurm_lab, person) as go:
+        batch = person.start("batch", "big", "--alloc", held["id"], "until-go.sh", "-x", "4")
         wait_until("the batch uses it", lambda: bool(allocations(person)[0]["used_by"]))
         (seen,) = allocations(person, "big")
         assert (seen["id"], seen["state"], seen["held"]) == (held["id"], "active", True)
         assert sorted(seen["nodes"]) == sorted(held["nodes"])
+        go()
         assert batch.wait(timeout=60) == 0
     assert queue(slurm_lab) == ["RUNNING"]
     released = person.run("release", held["id"])

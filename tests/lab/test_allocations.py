@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def write_profile(person: Person, text: str) -> None:
     folder = person.root / "config" / "orchestra" / "hosts"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "big.yaml").write_text(text)
+
+
+@contextlib.contextmanager
+def until_go(cluster: SlurmCluster, person: Person) -> Iterator[Callable[[], None]]:
+    """Gives the person a script `until-go.sh` that lasts until what this yields is called."""
+    files = [cluster.lab.host(node).home / "go" for node in cluster.nodes]
+    person.write("until-go.sh", "until [ -e /root/go ]; do sleep 0.1; done\n")
+
+    def go() -> None:
+        for each in files:
+            each.touch()
+
+    try:
+        yield go
+    finally:
+        for each in files:
+            each.unlink(missing_ok=True)
 
 
 def queue(cluster: SlurmCluster) -> list[str]:

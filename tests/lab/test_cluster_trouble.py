@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.person import Person, wait_until
 from tests.lab.slurm import SlurmCluster
-from tests.lab.test_allocations import PROFILE, queue, visiting, write_profile
+from tests.lab.test_allocations import PROFILE, queue, until_go, visiting, write_profile
 from tests.lab.test_promises_clusters import running, some_succeeded
 
 pytestmark = pytest.mark.lab
@@ -108,14 +108,19 @@ def test_a_submission_whose_answer_is_lost_is_found_and_made_only_once(
 def test_questions_that_are_answered_with_nonsense_lose_nothing(
     slurm_lab: SlurmCluster, person: Person, nonsense: str
 ) -> None:
-    with running(person, "batch", "big", "/bin/sleep", "-x", "24", "--json", "--", "1") as batch:
-        wait_until("some of it is done", lambda: some_succeeded(person))
-        wrong = slurm_lab.frontend.sbin / "answered-wrong"
+    wrong = slurm_lab.frontend.sbin / "answered-wrong"
+    with (
+        until_go(slurm_lab, person) as go,
+        running(person, "batch", "big", "until-go.sh", "-x", "12", "--json") as batch,
+    ):
+        wait_until("it runs", lambda: any(each["state"] == "running" for each in person.executions()))
         with slurm_lab.fake("squeue", f"echo x >> {wrong}; {nonsense}"), slurm_lab.fake("scancel", nonsense):
             wait_until("it was asked in vain", wrong.exists, 60)
-        out, err = batch.communicate(timeout=60)
+            go()
+            wait_until("some of it is done", lambda: some_succeeded(person))
+        out, err = batch.communicate(timeout=90)
     assert batch.returncode == 0, err.decode()
-    assert [json.loads(line)["attempts"] for line in out.splitlines()] == [1] * 24
+    assert [json.loads(line)["attempts"] for line in out.splitlines()] == [1] * 12
     assert not (slurm_lab.frontend.home / "hacked").exists()
     wait_until("the queue is empty", lambda: queue(slurm_lab) == [])
     wrong.unlink()
