@@ -102,6 +102,13 @@ async def test_the_fallback_keeps_the_contract(
     await story(link)
 
 
+async def test_shares_of_gpus_are_refused_and_the_next_order_is_taken(link: ShellLink) -> None:
+    client = await Client(link).attach(cpus=2)
+    event = await client.event("refused", client.order("true", gpus=0.5))
+    assert "no shares of GPUs" in event[5]["why"]
+    assert (await client.run("echo", "on"))["out"] == "on\n"
+
+
 async def test_a_client_that_comes_back_gets_what_it_missed_once(node: Node) -> None:
     first = await node.link()
     client = await Client(first).attach(cpus=2)
