@@ -2,7 +2,7 @@
 #
 #   make demo    the tour of README.md, for real, on this machine
 #   make test    every test but the minutes-long ones, the lab included
-#   make soak    the minutes-long ones
+#   make soak    the minutes-long ones: an hour and a half
 #   make bench   measures, then prints the table of targets
 #   make peers   installs what the benches are compared with, into build/peers
 #   make lab     leaves three hosts up to try `runaway` against, until Ctrl-C
