@@ -16,7 +16,7 @@ from pathlib import Path
 
 from liborch.errors import GitError, StorageError
 
-#: Before every command: nothing that came with a repository, or was put beside it, is run.
+#: Before every command: above all, nothing that came with a repository, or was put beside it, is run.
 _SAFE = (
     *("-c", "core.hooksPath=/dev/null"),
     *("-c", "core.fsmonitor=false"),
@@ -24,6 +24,9 @@ _SAFE = (
     *("-c", "submodule.recurse=false"),
     *("-c", "gc.autoDetach=false"),
     *("-c", "advice.detachedHead=false"),
+    # What is recorded or fetched stays one file, a pack, however little it is: `store.py` joins them.
+    *("-c", "fastimport.unpackLimit=1"),
+    *("-c", "transfer.unpackLimit=1"),
 )
 #: Variables that would have git look somewhere else than at the folder it is told; set where a hook calls us.
 _FOREIGN = (

@@ -2,13 +2,13 @@
 
 ::
 
-    campaign.toml                      what this is: layout, name, how to run the experiment, where large files go
-    experiment                         the experiment's commit (a submodule)
-    executions/3f/3f2a.../record.json  what is known of an execution, for people and programs
-    executions/3f/3f2a.../stdout       what it wrote, byte for byte; `stderr` beside it
-    executions/3f/3f2a.../data/        the results it left
-    notes/NAME/...                     a person's own notes and tags: nobody else writes there
+    campaign.toml                         what this is: layout, name, how to run the experiment, where large files go
+    experiment                            the experiment's commit (a submodule)
+    executions/3f/2a/3f2a.../record.json  what is known of an execution, for people and programs
+    executions/3f/2a/3f2a.../stdout       what it wrote, byte for byte; `stderr` beside it
+    executions/3f/2a/3f2a.../data/        the results it left
 
+No folder has more than 256 others in it before there are millions, so a commit costs what is new in it, not what is there.
 Every execution has a folder of its own and is written by whoever ran it, so two people's histories can always be merged.
 """
 
@@ -34,7 +34,7 @@ STDOUT, STDERR, DATA = "stdout", "stderr", "data"
 #: Files from this size are no business of git itself, in bytes.
 LARGE_FROM_BYTES: Final = 1 << 20
 
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]{1,119}\Z")
+_ID = re.compile(r"[a-z0-9]{4}[a-z0-9._-]{0,116}\Z")
 #: What may be done with large files.
 _LARGE = ("lfs", "git", "host", "refuse")
 
@@ -58,8 +58,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def folder_of(x: str) -> str:
     """Return the folder of an execution in the tree. Raises CampaignError for what is no id."""
     if not _ID.match(x):
-        raise CampaignError("", f"{x!r} is no id of an execution: small letters, digits, dots and dashes are")
-    return f"{EXECUTIONS}/{x[:2]}/{x}"
+        raise CampaignError(
+            "",
+            f"{x!r} is no id of an execution: four small letters or digits, then dots and dashes, too, are expected",
+        )
+    return f"{EXECUTIONS}/{x[:2]}/{x[2:4]}/{x}"
 
 
 def read_settings(text: bytes, where: str) -> Settings:

@@ -40,7 +40,9 @@ class Link:
 #: (path in the tree, content; None removes it).
 Change = tuple[str, bytes | Path | Link | None]
 #: Beside the references: held while one is moved, and the commit that the working tree shows.
-_LOCK, _SHOWN = "orchestra.lock", "orchestra-shown"
+_LOCK, _SHOWN, _TIDYING = "orchestra.lock", "orchestra-shown", "orchestra-tidying.lock"
+#: More packs than this are made fewer.
+PACKS_MOST = 20
 #: How often a reference is tried again that somebody else moved meanwhile.
 _TRIES = 1000
 
@@ -148,9 +150,10 @@ class Campaign:
 
     def ids(self) -> list[str]:
         """Every execution, by id."""
-        shards = self._entry(EXECUTIONS)
-        if not isinstance(shards, pygit2.Tree):
+        top = self._entry(EXECUTIONS)
+        if not isinstance(top, pygit2.Tree):
             return []
+        shards = (inner for outer in top if isinstance(outer, pygit2.Tree) for inner in outer)
         return [str(entry.name) for shard in shards if isinstance(shard, pygit2.Tree) for entry in shard]
 
     def record(self, x: str) -> Record:
@@ -183,7 +186,23 @@ class Campaign:
         """
         base = self.head
         made = self._import(base, changes, message)
-        return self.advance(made, base, message)
+        new = self.advance(made, base, message)
+        self._tidy()
+        return new
+
+    def _tidy(self) -> None:
+        """A group is a pack: every so often those of a size become one, so that there are few, however many groups."""
+        inside = Path(self.repository.path)
+        with contextlib.suppress(FileNotFoundError):
+            # A worktree's objects are its repository's.
+            inside = (inside / (inside / "commondir").read_text().strip()).resolve()
+        names = os.listdir(inside / "objects" / "pack")
+        if sum(name.endswith(".pack") for name in names) <= PACKS_MOST:
+            return
+        with open(inside / _TIDYING, "wb") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # What it could not do, it does the next time.
+            self.git.run("repack", "--quiet", "--geometric=2", "-d", fine=tuple(range(256)))
 
     def advance(self, made: pygit2.Oid, base: pygit2.Oid, message: str) -> pygit2.Oid:
         """Move the branch to a commit that was made on `base`, merging with what came to it meanwhile."""

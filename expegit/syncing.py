@@ -27,10 +27,11 @@ from liborch.errors import CampaignError, GitError
 
 #: References of exact working trees that ran; they are made once and never move.
 SNAPSHOTS = "refs/orchestra/snapshots/*"
-#: Longest wait before the n-th try: so long * 2**n, at most the cap, in seconds.
-_WAIT_S, _WAIT_CAP_S = 0.05, 5.0
-#: How often somebody else may be faster before that is an error.
-TRIES = 40
+#: Longest wait before the n-th try: so long * 2**n, at most the cap, in seconds. A low cap: who has waited long is to have a
+#: chance against those who just come.
+_WAIT_S, _WAIT_CAP_S = 0.05, 1.0
+#: For how long others may be faster before that is an error, in seconds.
+GIVE_UP_S = 900.0
 #: What git says of a push that came too late, as opposed to one that is not wanted.
 _LATE = (
     "fetch first",
@@ -73,25 +74,31 @@ def sync(
     remote = remote_of(campaign)
     branch = campaign.reference.removeprefix("refs/heads/")
     done = Synced()
-    before = campaign.head
-    while True:
+    until = time.monotonic() + GIVE_UP_S
+    before, theirs = campaign.head, _tracked(campaign, remote, branch)
+    if push and theirs != campaign.head:
+        # One connection, mostly: what goes through as it is says that there was nothing to take over.
+        said = _push(campaign.git, remote, branch)
+    else:
+        said = ""
+    while said is not None:
+        if said:
+            done.tries += 1
+            if not pull or time.monotonic() > until:
+                raise GitError(f"git push {remote}", str(campaign.folder), said, retriable=True)
+            if done.tries > 1:
+                wait(random.uniform(0, min(_WAIT_CAP_S, _WAIT_S * 2**done.tries)))
         theirs = _fetch(campaign, remote, branch)
         if pull and theirs is not None:
             ours = campaign.head
             made = campaign.merge_commit(ours, theirs, f"Merge {branch} of {remote}")
             if made != ours:
                 campaign.advance(made, ours, f"Merge {branch} of {remote}")
-        head = campaign.head
-        if not push or head == theirs:
+        if not push or campaign.head == theirs:
             break
         said = _push(campaign.git, remote, branch)
-        if said is None:
-            done.went = _count(campaign, head, theirs)
-            break
-        done.tries += 1
-        if not pull or done.tries >= TRIES:
-            raise GitError(f"git push {remote}", str(campaign.folder), said, retriable=True)
-        wait(random.uniform(0, min(_WAIT_CAP_S, _WAIT_S * 2**done.tries)))
+    if said is None:
+        done.went = _count(campaign, campaign.head, theirs)
     if pull and theirs is not None:
         done.came = _count(campaign, theirs, before)
     return done
@@ -116,23 +123,24 @@ def remote_of(campaign: Campaign) -> str:
     )
 
 
+def _tracked(campaign: Campaign, remote: str, branch: str) -> pygit2.Oid | None:
+    """The remote's commit as it was when last heard of."""
+    there = f"refs/remotes/{remote}/{branch}"
+    found = campaign.git.run("rev-parse", "--verify", "--quiet", there, fine=(0, 1))
+    return pygit2.Oid(hex=found.text) if found.status == 0 else None
+
+
 def _fetch(campaign: Campaign, remote: str, branch: str) -> pygit2.Oid | None:
     """Bring what is there; returns its commit, or None when it has no such branch yet."""
-    there = f"refs/remotes/{remote}/{branch}"
+    wanted = (f"+refs/heads/{branch}:refs/remotes/{remote}/{branch}", f"{SNAPSHOTS}:{SNAPSHOTS}")
     try:
-        listed = campaign.git.text("ls-remote", remote, f"refs/heads/{branch}", SNAPSHOTS)
-        names = {line.partition("\t")[2] for line in listed.splitlines()}
-        wanted = [f"+refs/heads/{branch}:{there}"] if f"refs/heads/{branch}" in names else []
-        if any(name.startswith(SNAPSHOTS[:-1]) for name in names):
-            wanted.append(f"{SNAPSHOTS}:{SNAPSHOTS}")
-        if wanted:
-            campaign.git.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", remote, *wanted)
+        campaign.git.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", remote, *wanted)
     except GitError as error:
+        if "couldn't find remote ref" in error.said:
+            return None
         error.retriable = True
         raise
-    if f"refs/heads/{branch}" not in names:
-        return None
-    return pygit2.Oid(hex=campaign.git.text("rev-parse", "--verify", there))
+    return _tracked(campaign, remote, branch)
 
 
 def _push(git: Git, remote: str, branch: str) -> str | None:
@@ -144,7 +152,7 @@ def _push(git: Git, remote: str, branch: str) -> str | None:
     words = ["push", "--porcelain", "--quiet", remote, f"refs/heads/{branch}"]
     if git.text("for-each-ref", "--count=1", "--format=%(refname)", SNAPSHOTS[:-2]):
         words.append(f"{SNAPSHOTS}:{SNAPSHOTS}")
-    done = git.run(*words, fine=(0, 1))
+    done = git.run(*words, fine=(0, 1, 128))
     refused = [line for line in done.text.splitlines() if line.startswith("!")]
     if done.status == 0 and not refused:
         return None

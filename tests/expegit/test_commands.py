@@ -88,7 +88,7 @@ def test_what_a_batch_left_is_recorded_shared_and_shown(person: Campaigner, tmp_
     assert person.expegit("exec", "params", x[:6], cwd=other) == "3\ntwo words\n"
     shown = person.expegit("exec", "show", x, cwd=other)
     assert "data/deep/data.bin\t3" in shown
-    folder = f"HEAD:executions/{x[:2]}/{x}"
+    folder = f"HEAD:executions/{x[:2]}/{x[2:4]}/{x}"
     assert git(other, "show", f"{folder}/stdout") == "3 two words"
     assert git(other, "show", f"{folder}/stderr") == "odd"
     assert git(other, "show", f"{folder}/data/deep/link") == "data.bin"
@@ -149,7 +149,7 @@ def test_three_commands_from_an_experiment_to_its_first_recorded_execution(
     assert sorted(row["arguments"][1] for row in rows) == ["0.1", "0.2"]
     for row in rows:
         assert (row["state"], row["code"]) == ("succeeded", {"commit": commit, "script": "run"})
-        folder = f"HEAD:executions/{row['id'][:2]}/{row['id']}"
+        folder = f"HEAD:executions/{row['id'][:2]}/{row['id'][2:4]}/{row['id']}"
         assert git(campaign, "show", f"{folder}/stdout") == f"ran --lr {row['arguments'][1]}"
     assert (
         list((Path(git(campaign, "rev-parse", "--absolute-git-dir")) / "orchestra-outputs").iterdir()) == []

@@ -31,8 +31,8 @@ def test_a_branch_of_the_experiment_leaves_the_experiment_as_it_was(experiment: 
     assert campaign.pin() == before[1]
     assert (git(experiment, "status", "--porcelain"), git(experiment, "rev-parse", "HEAD")) == before
     assert git(experiment, "branch", "--show-current") == "main"
-    campaign.commit(changes("aa1"), "One")
-    assert Campaign.find(tmp_path / "beside").ids() == ["aa1"]
+    campaign.commit(changes("aa01"), "One")
+    assert Campaign.find(tmp_path / "beside").ids() == ["aa01"]
     assert git(campaign.folder, "status", "--porcelain") == ""
     with pytest.raises(CampaignError, match="has a branch campaign already"):
         creating.init_branch(experiment, tmp_path / "again")
@@ -46,17 +46,17 @@ def test_a_campaign_on_a_branch_is_found_by_who_clones_the_experiment(
     git(tmp_path, "clone", "-q", "--bare", str(experiment), str(hub))
     git(experiment, "remote", "add", "origin", str(hub))
     campaign = creating.init_branch(experiment, tmp_path / "beside")
-    campaign.commit(changes("aa1"), "One")
+    campaign.commit(changes("aa01"), "One")
     assert sync(campaign).went == 2
     other = creating.clone(str(hub), tmp_path / "other")
-    assert other.ids() == ["aa1"]
+    assert other.ids() == ["aa01"]
     assert sorted(path.name for path in other.folder.iterdir()) == [
         ".git",
         ".gitmodules",
         "campaign.toml",
         "experiment",
     ]
-    other.commit(changes("aa2"), "Two")
+    other.commit(changes("aa02"), "Two")
     assert sync(other).went == 1
     assert sync(campaign).came == 1
 
@@ -120,6 +120,6 @@ def test_hooks_that_lie_in_a_campaign_are_not_run(campaign: Campaign, tmp_path: 
     hub = tmp_path / "hub.git"
     git(tmp_path, "init", "-q", "--bare", str(hub))
     git(campaign.folder, "remote", "add", "origin", str(hub))
-    campaign.commit([(f"{folder_of('aa1')}/stdout", b"x")], "One")
+    campaign.commit([(f"{folder_of('aa01')}/stdout", b"x")], "One")
     sync(campaign)
     assert not (tmp_path / "hacked").exists()
