@@ -290,6 +290,11 @@ class Driver(Rounds):
         return False
 
     @property
+    def has_tried_all(self) -> bool:
+        """Whether every node that is known has been reached, or has not at the first try."""
+        return all(target.link is not None or target.error is not None for target in self.targets.values())
+
+    @property
     def is_linked(self) -> bool:
         """Whether some node can be used now, or asked for. Raises what stands in the way when none can be, until a person acts."""
         if any(frontend.error is None for frontend in self.frontends.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -49,6 +50,8 @@ ASK_ABOVE = 2_000_000
 #: Executions that enter the journal together: the first few at once, so that work begins.
 FIRST_CHUNK = 200
 CHUNK = 2000
+#: For so long the rest of a plan waits for links to be opened, in seconds.
+WAY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -449,8 +452,18 @@ async def enter(driver: Driver, rows: Iterator[NewExecution], feeder: Feeder) ->
     while chunk := await asyncio.to_thread(take, size):
         await driver.plan(chunk)
         feeder.grown()
+        if size == FIRST_CHUNK:
+            await _give_way(driver)
         size = CHUNK
     feeder.grown(whole=True)
+
+
+async def _give_way(driver: Driver) -> None:
+    """Wait while links are being opened, for a moment: making rows beside it takes the processor from it, and from the first executions."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(WAY_S):
+            while not driver.has_tried_all:
+                await driver.turned()
 
 
 def show_plan(prepared: Prepared) -> None:
