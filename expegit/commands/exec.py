@@ -20,6 +20,10 @@ def _ids(campaign: Any, words: tuple[str, ...]) -> list[str]:
     from liborch.names import resolve_prefix
 
     known = sorted(campaign.ids())
+    if "last" in words:
+        # The only one for which every record has to be read.
+        records = sorted(campaign.records(lambda _x, _why: None), key=lambda each: (each.created, each.id))
+        known = [each.id for each in records]
     return list(dict.fromkeys(resolve_prefix(word, known) for word in words))
 
 

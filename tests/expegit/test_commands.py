@@ -159,6 +159,7 @@ def test_three_commands_from_an_experiment_to_its_first_recorded_execution(
     first = git(experiment, "rev-parse", "HEAD~1")
     person.expegit("run", "local", "--commit", first[:10], "--", "x", cwd=campaign)
     last = json.loads(person.expegit("exec", "list", "--json", cwd=campaign).splitlines()[-1])
+    assert person.expegit("exec", "params", "last", cwd=campaign) == "x\n"
     assert last["code"]["commit"] == first
     assert "no commit 'mian'; did you mean main?" in person.expegit(
         "run", "local", "--commit", "mian", cwd=campaign, status=2
