@@ -298,7 +298,10 @@ class Campaign:
         except FileNotFoundError:
             shown = str(old)
             note.write_text(f"{shown}\n")
-        self.git.run("read-tree", "-m", "-u", shown, str(new))
+        if not self.git.answers("read-tree", "-m", "-u", shown, str(new)):
+            # A file that was only touched looks edited, until git has looked inside.
+            self.git.run("update-index", "-q", "--refresh", fine=(0, 1))
+            self.git.run("read-tree", "-m", "-u", shown, str(new))
         note.unlink(missing_ok=True)
 
 

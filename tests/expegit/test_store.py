@@ -127,6 +127,14 @@ def test_a_persons_edit_stays_and_what_is_recorded_comes_beside_it(campaign: Cam
     assert git(campaign.folder, "status", "--porcelain").split("\n") == ["M campaign.toml", "?? notes.txt"]
 
 
+def test_a_file_that_was_only_touched_is_in_nobodys_way(campaign: Campaign) -> None:
+    settings = campaign.read("campaign.toml")
+    assert settings is not None
+    os.utime(campaign.folder / "campaign.toml", (1, 1))
+    campaign.commit([("campaign.toml", settings + b"# more\n")], "More")
+    assert (campaign.folder / "campaign.toml").read_bytes() == settings + b"# more\n"
+
+
 def test_an_edit_in_the_way_is_an_error_and_nothing_of_either_is_lost(campaign: Campaign) -> None:
     settings = campaign.read("campaign.toml")
     assert settings is not None
