@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from expegit.creating import check_address
+from expegit.creating import check_address, files_too
 from expegit.git import Git
 from expegit.layout import EXPERIMENT
 from expegit.store import Campaign
@@ -37,8 +37,7 @@ def repository_of(campaign: Campaign) -> Git:
     folder = campaign.folder / EXPERIMENT
     if not (folder / ".git").exists():
         check_address(address, str(campaign.folder))
-        files_too = ["-c", "protocol.file.allow=always"] if os.path.isabs(address) else []
-        campaign.git.run(*files_too, "submodule", "--quiet", "update", "--init", "--", EXPERIMENT)
+        campaign.git.run(*files_too(address), "submodule", "--quiet", "update", "--init", "--", EXPERIMENT)
     return Git(folder)
 
 

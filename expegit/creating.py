@@ -52,7 +52,7 @@ def init(experiment: str, folder: Path, name: str = "") -> Campaign:
         git = Git(folder)
         git.run("init", "--quiet", "-b", "main")
         if experiment:
-            git.run(*_files_too(experiment), "submodule", "--quiet", "add", "--", experiment, EXPERIMENT)
+            git.run(*files_too(experiment), "submodule", "--quiet", "add", "--", experiment, EXPERIMENT)
         settings = Settings(name=name or folder.name, experiment_url=experiment)
         (folder / SETTINGS).write_bytes(write_settings(settings))
         git.run("add", "--", SETTINGS, *([MODULES, EXPERIMENT] if experiment else ()))
@@ -166,7 +166,7 @@ def _absolute(address: str) -> str:
     return str(path.resolve()) if path.exists() else address
 
 
-def _files_too(address: str) -> list[str]:
+def files_too(address: str) -> list[str]:
     """git fetches submodules from paths only when told to: a path that the person typed is fine."""
     return (
         ["-c", "protocol.file.allow=always"] if os.path.isabs(address) or address.startswith("file:") else []

@@ -17,13 +17,14 @@ from typing import Any
 import msgspec
 
 from expegit.layout import DATA, RECORD, STDERR, STDOUT, Settings, folder_of
-from expegit.records import Code, Left, Record, utc, write_record
+from expegit.records import Code, Left, Record, write_record
 from expegit.store import Campaign, Change, Link
 from liborch.drive.orders import spec_from_json
 from liborch.errors import CampaignError, StorageError
 from liborch.journal import ExecutionRow, OrchestrationRow
 from liborch.quantities import format_size
 from runaway.batches.outcomes import Outcomes
+from runaway.batches.results import iso, read_small
 from runaway.batches.summary import details_of_row
 from runaway.records import FINAL, Records, result_of_row
 from runaway.secrets import hide_values
@@ -34,8 +35,6 @@ COMMIT = "EXPEGIT_COMMIT"
 GROUP = 1000
 #: What a batch leaves beside results, and what goes elsewhere in the campaign.
 _OURS = ("ecode", "stdout", "stderr", "post.out")
-#: A file of metrics that is larger is none, in bytes.
-_MOST_METRICS_BYTES = 1 << 20
 
 
 @dataclass
@@ -51,13 +50,8 @@ class Imported:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
-def import_batch(
-    campaign: Campaign, records: Records, batch: OrchestrationRow, code: Code | None = None
-) -> Imported:
+def import_batch(campaign: Campaign, records: Records, batch: OrchestrationRow) -> Imported:
     """Record every execution of a batch that has ended and is not in the campaign.
-
-    Args:
-        code: Which code ran; None: the batch's own word for it.
 
     Raises:
         CampaignError: A result is larger than the campaign takes: names it, and what to do. Groups before it are recorded.
@@ -66,7 +60,7 @@ def import_batch(
     """
     done = Imported()
     known = set(campaign.ids())
-    importing = _Importing(campaign, records, batch, code or Code())
+    importing = _Importing(campaign, records, batch)
     group: list[ExecutionRow] = []
 
     def record() -> None:
@@ -99,9 +93,8 @@ def _message(batch: OrchestrationRow, group: Sequence[ExecutionRow]) -> str:
 
 
 class _Importing:
-    def __init__(self, campaign: Campaign, records: Records, batch: OrchestrationRow, code: Code) -> None:
+    def __init__(self, campaign: Campaign, records: Records, batch: OrchestrationRow) -> None:
         self._settings: Settings = campaign.settings
-        self._code = code
         who = campaign.signature()
         self._who = f"{who.name} <{who.email}>"
         here = Path(details_of_row(records, batch).get("cwd") or "/")
@@ -128,16 +121,16 @@ class _Importing:
         record = Record(
             id=row.id,
             state=row.state,
-            code=self._code_of(spec),
+            code=_code_of(spec),
             arguments=tuple(spec.argv[1:]),
             parameters=dict(hide_values(spec.parameters)),
             resources=_asked(spec),
             host=row.host,
             node=row.node or "",
             attempts=row.attempt or 0,
-            created=utc(row.submitted_at),
-            started=utc(row.started_at),
-            ended=utc(row.ended_at),
+            created=iso(row.submitted_at) or "",
+            started=iso(row.started_at) or "",
+            ended=iso(row.ended_at) or "",
             reason=row.reason or "",
             exit_code=result.exit_code,
             signal=result.signal,
@@ -147,16 +140,6 @@ class _Importing:
             left=tuple(left),
         )
         yield f"{inside}/{RECORD}", write_record(record)
-
-    def _code_of(self, spec: Any) -> Code:
-        commit = spec.env.get(COMMIT, "")
-        script = str(spec.argv[0]) if spec.argv else ""
-        if commit:
-            # It came from a folder of that name, which is nobody's business.
-            script = script.rpartition(f"/{commit}/")[2]
-        return msgspec.structs.replace(
-            self._code, commit=self._code.commit or commit, script=self._code.script or script
-        )
 
     def _results(
         self, folder: Path, host: str, left: list[Left], done: Imported
@@ -199,6 +182,15 @@ class _Held:
     spec: Any
 
 
+def _code_of(spec: Any) -> Code:
+    commit = spec.env.get(COMMIT, "")
+    script = str(spec.argv[0]) if spec.argv else ""
+    if commit:
+        # It came from a folder of that name, which is nobody's business.
+        script = script.rpartition(f"/{commit}/")[2]
+    return Code(commit=commit, script=script)
+
+
 def _asked(spec: Any) -> dict[str, Any]:
     """The resources of a request, without what it did not say."""
     found: dict[str, Any] = msgspec.to_builtins(spec.resources)
@@ -209,11 +201,7 @@ def _asked(spec: Any) -> dict[str, Any]:
 def _metrics(path: Path) -> dict[str, Any]:
     """What an execution reported; nothing where that is no JSON object, or too much of one."""
     try:
-        if path.stat().st_size > _MOST_METRICS_BYTES:
-            return {}
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
+        found = json.loads(read_small(str(path)) or b"{}")
     except OSError as error:
         raise StorageError("this machine", str(path), error.errno or 0, "reading metrics") from error
     except (ValueError, RecursionError):

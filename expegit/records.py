@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -76,13 +75,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: Who asked for it: `Name <address>`, as git says it.
     who: str = ""
     left: tuple[Left, ...] = ()
-
-
-def utc(seconds: float | None) -> str:
-    """Return seconds since the epoch as text, to the millisecond; "" for None."""
-    if seconds is None:
-        return ""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write_record(record: Record, before: bytes | None = None) -> bytes:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from expegit import code
 from expegit.importing import COMMIT, Imported, import_batch
-from expegit.records import Code
 from expegit.store import Campaign
 from liborch.errors import CampaignError
 from liborch.places import Places
@@ -72,7 +71,7 @@ async def run_and_record(campaign: Path, options: BatchOptions) -> tuple[int, Im
 
         def record() -> float:
             since = time.monotonic()
-            done = import_batch(Campaign(campaign), records[0], records[0].find_batch(began[0]), Code())
+            done = import_batch(Campaign(campaign), records[0], records[0].find_batch(began[0]))
             total.recorded += done.recorded
             total.left_out += done.left_out
             return time.monotonic() - since

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from expegit.commands.options import SCHEMA_VERSION, campaign_option, find, json_option, plural, tell
+from expegit.commands.options import campaign_option, find, json_option, plural, tell
+from liborch.command_line import SCHEMA_VERSION
 
 
 @click.group()

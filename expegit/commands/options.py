@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-#: Of every JSON value that is printed.
-SCHEMA_VERSION = 1
+from liborch.command_line import SCHEMA_VERSION
 
 campaign_option = click.option(
     "-C",

@@ -7,6 +7,16 @@ from tests.agent.harness import Node
 ASKED = "trap 'echo saved > saved; exit 0' TERM; touch ready; while :; do sleep 0.05; done"
 
 
+def reason_once_over(node: Node, x: str) -> str:
+    """Why an execution of "me" ended, told to "me" once nothing of it runs."""
+    other = node.client("somebody else")
+    while node.marked(x):
+        other.settle()
+    back = node.connect()
+    back.attach("me")
+    return str(back.ended(x)["reason"])
+
+
 def test_what_runs_for_a_client_that_is_away_is_asked_to_end_before_the_node_is_gone(node: Node) -> None:
     client = node.client("me", cpus=1)
     client.sh("x", ASKED, cwd=str(node.home), grace=30)
@@ -45,12 +55,7 @@ def test_a_client_that_is_lost_at_the_last_moment_is_stood_in_for(node: Node) ->
     client.settle()
     assert node.marked("x")
     client.close()
-    other = node.client("somebody else")
-    while node.marked("x"):
-        other.settle()
-    back = node.connect()
-    back.attach("me")
-    assert back.ended("x")["reason"] == "allocation"
+    assert reason_once_over(node, "x") == "allocation"
 
 
 def test_the_last_word_counts_also_for_a_keeper_that_was_started_anew(node: Node) -> None:
@@ -63,9 +68,4 @@ def test_the_last_word_counts_also_for_a_keeper_that_was_started_anew(node: Node
     client.sh("x", "sleep 300")
     client.event("started", "x")
     client.close()
-    other = node.client("somebody else")
-    while node.marked("x"):
-        other.settle()
-    back = node.connect()
-    back.attach("me")
-    assert back.ended("x")["reason"] == "allocation"
+    assert reason_once_over(node, "x") == "allocation"

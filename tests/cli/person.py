@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ class Person:
             each.communicate()
         for pid in (*self.in_background(), *self.agents()):
             os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def running(person: Person, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that does not outlive the test, whatever goes wrong."""
+    with person.start(*words) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = 30) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.person import Person, wait_until
+from tests.cli.person import Person, running, wait_until
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import queue, until_go, visiting
-from tests.lab.test_promises_clusters import running
 
 pytestmark = pytest.mark.lab
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.person import Person, wait_until
+from tests.cli.person import Person, running, wait_until
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import PROFILE, queue, until_go, visiting, write_profile
-from tests.lab.test_promises_clusters import running, some_succeeded
+from tests.lab.test_promises_clusters import some_succeeded
 
 pytestmark = pytest.mark.lab
 

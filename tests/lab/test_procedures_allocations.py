@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.person import Person, wait_until
+from tests.cli.person import Person, running, wait_until
 from tests.lab.hosts import Lab
-from tests.lab.test_promises_clusters import running
 
 pytestmark = pytest.mark.lab
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.person import Person, wait_until
+from tests.cli.person import Person, running, wait_until
 from tests.lab.hosts import Lab
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import PROFILE, queue, write_profile
@@ -34,16 +32,6 @@ def rough(tmp_path: Path, make_slurm_lab: Callable[..., SlurmCluster]) -> Iterat
     yield make
     for person in made:
         person.close()
-
-
-@contextlib.contextmanager
-def running(person: Person, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that does not outlive the test, whatever goes wrong."""
-    with person.start(*words) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def ended(out: bytes) -> list[dict[str, Any]]:

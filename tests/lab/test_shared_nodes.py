@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.person import Person, wait_until
+from tests.cli.person import Person, running, wait_until
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import queue, write_profile
 
@@ -30,16 +28,6 @@ SHOW = (
     "echo $RUNAWAY_NODE_ID $(taskset -pc $$ | cut -d: -f2) $CUDA_VISIBLE_DEVICES >>/root/seen; "
     "until [ -e /root/go ]; do sleep 0.05; done"
 )
-
-
-@contextlib.contextmanager
-def running(person: Person, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that does not outlive the test, whatever goes wrong."""
-    with person.start(*words) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.parametrize("connect", ["ssh", "batch_system"])

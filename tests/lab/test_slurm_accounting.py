@@ -10,12 +10,11 @@ import pytest
 
 from liborch.batch_systems.base import Accepted, Rejected, Request
 from liborch.batch_systems.slurm import Slurm
-from tests.cli.person import Person
+from tests.cli.person import Person, running
 from tests.lab.hosts import Lab
 from tests.lab.machine import wait_until
 from tests.lab.slurm import SlurmCluster
 from tests.lab.test_allocations import PROFILE, queue, write_profile
-from tests.lab.test_promises_clusters import running
 from tests.lab.test_slurm import await_state, look, submit, token
 
 pytestmark = pytest.mark.lab
